@@ -1,0 +1,269 @@
+"""What a tokenization is asked to do: frozen dataclasses, validated when made, and the named recipes.
+
+A recipe name ends in its budget: codec-384 (published method, policy saliency), evidence-384 (hold-DP), uniform-32,
+uniform-auto (8, 16 or the maximum by length), stills. `with_overrides(config, {"policy": "evidence"})` is what the command
+line's `--set key=value` calls; the digest of the resolved config identifies the run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Mode = Literal["codec", "uniform", "still"]
+Policy = Literal["saliency", "evidence"]
+Normalisation = Literal["frame", "clip"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupConfig:
+    """GOP partition (tokenizer/gop.py)."""
+
+    canvases_per_group: int = 4
+    """1 I-canvas + P P-canvases. Released readers attend in windows of 4."""
+    min_frames: int = 4
+    """Fewest source frames in a group."""
+    uniform_share: float = 0.5
+    """Weight of elapsed time against cumulative bit cost in the placing of boundaries."""
+    median_window_frames: int = 61
+    """Window of the local median that replaces keyframes' sizes and defines a spike."""
+    spike_ratio: float = 4.0
+    """A boundary snaps to a frame whose cost exceeds this multiple of the local median."""
+    snap_share: float = 0.125
+    """How far a boundary may move, as a share of the mean group length."""
+
+    def __post_init__(self) -> None:
+        if self.canvases_per_group < 2:
+            raise ValueError(
+                f"groups.canvases_per_group must be >= 2 (1 I + at least 1 P), got {self.canvases_per_group}"
+            )
+        if self.min_frames < self.canvases_per_group:
+            raise ValueError(
+                f"groups.min_frames must be >= groups.canvases_per_group ({self.canvases_per_group}), got {self.min_frames}: "
+                "a group needs one source frame a canvas to be filled without padding"
+            )
+        if not 0 <= self.uniform_share <= 1:
+            raise ValueError(f"groups.uniform_share must be in [0, 1], got {self.uniform_share}")
+        if self.median_window_frames < 3 or self.median_window_frames % 2 == 0:
+            raise ValueError(f"groups.median_window_frames must be odd and >= 3, got {self.median_window_frames}")
+        if self.spike_ratio <= 1:
+            raise ValueError(f"groups.spike_ratio must be > 1, got {self.spike_ratio}")
+        if not 0 <= self.snap_share < 0.5:
+            raise ValueError(f"groups.snap_share must be in [0, 0.5), got {self.snap_share}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """Block scores (tokenizer/score.py): motion_weight * mv + residual_weight * res + intra_weight * intra."""
+
+    motion_weight: float = 0.25
+    residual_weight: float = 1.0
+    intra_weight: float = 0.5
+    normalisation: Normalisation = "frame"
+    """"frame": each map by its 95th percentile in the frame (published). "clip": by a running 99th percentile of the clip."""
+
+    def __post_init__(self) -> None:
+        weights = (self.motion_weight, self.residual_weight, self.intra_weight)
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"score weights must be >= 0 and not all 0, got {weights}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvidenceConfig:
+    """Hold-DP (tokenizer/blocks.py, policy "evidence")."""
+
+    event_period_seconds: float = 0.2
+    """In every such window of a group the most moving blocks are forced in. 0 switches forced events off."""
+    event_blocks: int = 4
+    """Blocks forced in a window, all from one frame."""
+    max_event_share: float = 0.5
+    """Share of a group's budget that forced blocks may take; past it the weakest windows lose theirs."""
+
+    def __post_init__(self) -> None:
+        if self.event_period_seconds < 0:
+            raise ValueError(f"evidence.event_period_seconds must be >= 0, got {self.event_period_seconds}")
+        if self.event_blocks < 1:
+            raise ValueError(f"evidence.event_blocks must be >= 1, got {self.event_blocks}")
+        if not 0 <= self.max_event_share <= 1:
+            raise ValueError(f"evidence.max_event_share must be in [0, 1], got {self.max_event_share}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """One tokenization: input mode, budget, sizes."""
+
+    mode: Mode = "codec"
+    policy: Policy = "saliency"
+    budget: int = 32
+    """Canvases (codec) or frames (uniform); cut to what a short clip has. 0 with mode uniform: 8, 16 or max_frames by length."""
+    frames_by_seconds: tuple[tuple[float, int], ...] = ((8.0, 8), (16.0, 16))
+    """For uniform-auto: (clips shorter than, frames), ascending; longer clips get max_frames."""
+    max_frames: int = 384
+    area_px: int = 392 * 392
+    """Largest canvas or frame area; smaller sources are not enlarged."""
+    still_area_px: int = 1792 * 1792
+    """The same for stills, which otherwise keep their native size."""
+    patch_px: int = 14
+    merge: int = 2
+    max_candidates: int = 96
+    """Frames of a group whose pixels are kept while it is open; bounds memory for long groups."""
+    jpeg_quality: int = 95
+    jpeg_subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0"
+    max_source_px: int = 8192 * 8192
+    """Larger sources are refused before decoding."""
+    timestamp_decimal: int = 1
+    groups: GroupConfig = field(default_factory=GroupConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("patch_px", "merge", "max_frames", "max_source_px"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("area_px", "still_area_px"):
+            if getattr(self, name) < self.block_px**2:
+                raise ValueError(f"{name} must hold one {self.block_px} px block, got {getattr(self, name)}")
+        if self.mode == "codec" and self.budget < self.groups.canvases_per_group:
+            raise ValueError(
+                f"budget must be >= groups.canvases_per_group ({self.groups.canvases_per_group}) for mode codec, got {self.budget}"
+            )
+        if self.budget < 0 or (self.mode == "uniform" and self.budget == 0 and not self.frames_by_seconds):
+            raise ValueError(f"budget must be > 0, got {self.budget}")
+        if self.max_candidates < self.groups.min_frames:
+            raise ValueError(
+                f"max_candidates must be >= groups.min_frames ({self.groups.min_frames}), got {self.max_candidates}"
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be in 1..100, got {self.jpeg_quality}")
+        if not 0 <= self.timestamp_decimal <= 6:
+            raise ValueError(f"timestamp_decimal must be in 0..6, got {self.timestamp_decimal}")
+
+    @property
+    def block_px(self) -> int:
+        """Side of a merged block: patch_px * merge."""
+        return self.patch_px * self.merge
+
+    @property
+    def token_budget(self) -> int:
+        """Merged tokens of a clip that is long and large enough: budget x tokens of a full-area canvas."""
+        return (self.budget or self.max_frames) * (self.area_px // self.block_px**2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardConfig:
+    """How samples are gathered into tars."""
+
+    target_bytes: int = 256 << 20
+    """A shard is closed before its predicted size passes this."""
+    max_samples: int = 512
+
+    def __post_init__(self) -> None:
+        if self.target_bytes < 1 or self.max_samples < 1:
+            raise ValueError(f"shards.target_bytes and shards.max_samples must be >= 1, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextConfig:
+    """How a row's caption becomes messages."""
+
+    video_prompt: str = "Describe this video in detail."
+    image_prompt: str = "Describe this image in detail."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """All that decides the bytes of a run's shards. Workers, addresses and deadlines do not, and stand elsewhere."""
+
+    recipe: str
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    shards: ShardConfig = field(default_factory=ShardConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+
+
+def recipe(name: str) -> RunConfig:
+    """The whole config of a named recipe: codec-N, evidence-N, uniform-N, uniform-auto or stills.
+
+    Raises:
+        ValueError: the name is none of these, or the budget cannot be met.
+    """
+    if name == "stills":
+        return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="still"))
+    if name == "uniform-auto":
+        return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=0))
+    match = re.fullmatch(r"(codec|evidence|uniform)-([1-9]\d{0,5})", name)
+    if match is None:
+        raise ValueError(
+            f"unknown recipe {name!r}; expected codec-N, evidence-N, uniform-N, uniform-auto or stills (N >= 1)"
+        )
+    kind, budget = match[1], int(match[2])
+    if kind == "uniform":
+        return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=budget))
+    policy: Policy = "saliency" if kind == "codec" else "evidence"
+    return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="codec", policy=policy, budget=budget))
+
+
+def with_overrides(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig:
+    """A copy with fields set from strings. Keys are dotted; a tokenizer field may leave "tokenizer." out.
+
+    Raises:
+        ValueError: an unknown key (the message lists the valid ones) or a value of another type.
+    """
+    for key, text in overrides.items():
+        path = key.split(".")
+        if path[0] not in {f.name for f in dataclasses.fields(RunConfig)}:
+            path = ["tokenizer", *path]
+        config = _set_path(config, path, text, key)
+    return config
+
+
+def _set_path(node: Any, path: list[str], text: str, key: str) -> Any:
+    names = [f.name for f in dataclasses.fields(node)]
+    if path[0] not in names or (len(path) == 1 and path[0] == "recipe"):
+        raise ValueError(
+            f"--set {key}: no such field {path[0]!r}; valid here: {', '.join(n for n in names if n != 'recipe')}"
+        )
+    value = getattr(node, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(value):
+            raise ValueError(f"--set {key}: {path[0]!r} has no fields")
+        return dataclasses.replace(node, **{path[0]: _set_path(value, path[1:], text, key)})
+    if dataclasses.is_dataclass(value):
+        raise ValueError(f"--set {key}: name one of its fields: {', '.join(f.name for f in dataclasses.fields(value))}")
+    hint = typing.get_type_hints(type(node))[path[0]]
+    return dataclasses.replace(node, **{path[0]: _parse(text, hint, key)})
+
+
+def _parse(text: str, hint: Any, key: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if text not in typing.get_args(hint):
+            raise ValueError(f"--set {key}: expected one of {', '.join(map(str, typing.get_args(hint)))}, got {text!r}")
+        return text
+    if hint is str:
+        return text
+    try:
+        if hint is int:
+            return int(text)
+        if hint is float:
+            return float(text)
+        if origin in (tuple, types.GenericAlias):
+            return tuple((float(a), int(b)) for a, b in json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--set {key}: cannot read {text!r} as {hint}: {error}") from None
+    raise ValueError(f"--set {key}: fields of type {hint} cannot be set from the command line")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON types."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def digest(config: Any) -> str:
+    """sha256 (first 16 hex digits) of the canonical JSON of a config."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""Plan, commit and quarantine records: who is where, and how each manifest row ended."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.record import Record
+from schemas.video import ManifestRow, ProbeRecord, SourceIdentity
+
+QuarantineReason = Literal[
+    "malformed_row",
+    "duplicate_id",
+    "refused_uri",
+    "source_missing",
+    "source_empty",
+    "source_changed",
+    "not_media",
+    "no_video_stream",
+    "no_decodable_frame",
+    "empty_range",
+    "too_large",
+    "unsupported",
+    "invalid_text",
+    "transient_error",
+    "deadline_exceeded",
+    "worker_died",
+    "out_of_memory",
+    "internal_error",
+]
+Stage = Literal["manifest", "probe", "tokenize", "write"]
+
+
+class QuarantineRow(Record):
+    """One manifest row that did not become a sample. `row` holds all that is needed to replay it alone."""
+
+    line: int = Field(ge=1)
+    """1-based line (JSONL, CSV without its header) or row (Parquet) of the manifest."""
+    id: str | None
+    uri: str | None
+    reason: QuarantineReason
+    stage: Stage
+    message: str
+    attempts: int = Field(default=1, ge=1)
+    row: ManifestRow | None = None
+    raw: str | None = None
+    """The line as read, cut to 2000 characters, where no ManifestRow could be made of it."""
+
+
+class FilteredRow(Record):
+    """One manifest row left out by a rule of the config."""
+
+    line: int = Field(ge=1)
+    id: str
+    uri: str
+    rule: str
+    message: str
+
+
+class PlannedRow(Record):
+    """One row of the plan: a source that a probe could read, its key and its shard."""
+
+    line: int = Field(ge=1)
+    key: str
+    """Sample key: [A-Za-z0-9_-], unique in the run."""
+    id: str
+    uri: str
+    """Absolute path or URL."""
+    shard: int = Field(ge=0)
+    row: ManifestRow
+    probe: ProbeRecord
+    identity: SourceIdentity
+    predicted_tokens: int = Field(ge=0)
+    predicted_bytes: int = Field(ge=0)
+    predicted_cpu_seconds: float = Field(ge=0)
+
+
+class PlanRecord(Record):
+    """RUN/plan/plan.json. Rows stand in RUN/plan/rows.parquet, those that fell here in RUN/quarantine/plan.jsonl."""
+
+    manifest_uri: str
+    manifest_digest: str
+    manifest_rows: int
+    config_digest: str
+    num_shards: int
+    num_planned: int
+    num_quarantined: int
+    predicted_tokens: int
+    predicted_bytes: int
+    predicted_cpu_seconds: float
+    predicted_video_seconds: float
+
+
+class TarPart(Record):
+    """One member of a sample in a tar, for the index."""
+
+    name: str
+    """Part name, the member's name without "KEY."."""
+    content_byte_offset: int = Field(ge=0)
+    content_byte_size: int = Field(ge=0)
+
+
+class CommittedSample(Record):
+    """One sample of a committed tar."""
+
+    line: int = Field(ge=1)
+    key: str
+    id: str
+    byte_offset: int = Field(ge=0)
+    byte_size: int = Field(gt=0)
+    """From the sample's first tar header to the end of its last member's padding."""
+    parts: list[TarPart]
+    num_images: int
+    num_tokens: int
+    num_groups: int
+    duration_seconds: float
+    codec: str
+    mode: str
+    flags: list[str]
+    cpu_seconds: float = Field(ge=0)
+    """CPU time of the worker that made it; the only field here that varies between runs."""
+    peak_rss_bytes: int = Field(ge=0)
+
+
+class CommitRecord(Record):
+    """RUN/commits/<shard>.json: created once, if absent; from then on the shard is done.
+
+    Each planned row of the shard is in exactly one of samples, filtered and quarantined. A shard whose rows all fell has no
+    tar: tar_name, tar_digest and attempt are None.
+    """
+
+    shard: int = Field(ge=0)
+    tar_name: str | None
+    """Published name below RUN/shards."""
+    attempt: str | None
+    """Path of the attempt below RUN, which the winner publishes and then removes."""
+    tar_digest: str | None
+    """sha256 of the tar."""
+    tar_bytes: int = Field(ge=0)
+    samples: list[CommittedSample]
+    filtered: list[FilteredRow]
+    quarantined: list[QuarantineRow]
+    config_digest: str
+    code_version: str
+    started_unix_seconds: float
+    finished_unix_seconds: float
