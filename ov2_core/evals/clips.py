@@ -1,9 +1,9 @@
 """Small video files with known truth, made with the encoders that PyAV bundles: for tests, samples and benchmarks.
 
-Enters: a path and a seed. Leaves: a file and its ClipTruth. Design: frames come from generators of RGB arrays, so a clip of any
-length is written in the memory of one frame; encoders run on one thread, so a file is the same bytes each time it is made
-with the same PyAV. Three families: rope clips (here; events exact to a frame), canary clips (here; every 28-px block carries
-the video's id, its frame and its place) and oddities (odd_clips.py).
+Enters: a path and a seed. Leaves: a file and its ClipTruth. Design: frames come from generators of RGB arrays, so a
+clip of any length is written in the memory of one frame; encoders run on one thread, so a file is the same bytes each
+time it is made with the same PyAV. Three families: rope clips (here; events exact to a frame), canary clips (here;
+every 28-px block carries the video's id, its frame and its place) and oddities (odd_clips.py).
 
 Shape letters: H x W pixels of a frame as stored.
 """
@@ -91,7 +91,8 @@ def write_clip(
         pts_seconds: when each frame is shown; default i / fps. Rounded to 1/90000 s.
         options: encoder options laid over the codec's defaults here.
         gop_frames: most frames between keyframes; default the encoder's.
-        rotation_degrees: counter-clockwise turn to apply when shown, 0, 90, 180 or 270, written as a display matrix.
+        rotation_degrees: counter-clockwise turn to apply when shown, 0, 90, 180 or 270, written as a display matrix
+            (shown = np.rot90(stored, rotation_degrees // 90)); mp4, mov and mkv keep it.
         faststart: mp4 and mov only: the index stands before the media data.
         container: FFmpeg's name of the muxer where the suffix does not say it.
 
@@ -151,7 +152,7 @@ def add_video_stream(
     return stream
 
 
-# ------------------------------------------------------------------------------------------------------------ rope clips
+# -------------------------------------------------------------------------------- rope clips
 
 
 def write_rope_clip(
@@ -191,9 +192,9 @@ def rope_clip(
 ) -> tuple[ClipTruth, Iterator[RGB]]:
     """Truth and frames of a rope clip.
 
-    Events are whole frames by construction: the frames are drawn first (tempo 1.2 to 3 turns a second, changing every few
-    turns), the rope's phase runs linearly from one to the next. An event's box bounds all pixels of figure and rope that
-    differ from the frame before or after. Without a figure there is the camera alone and no event.
+    Events are whole frames by construction: they are drawn first (tempo 1.2 to 3 turns a second, changing every few
+    turns), and the rope's phase runs linearly from one to the next. An event's box bounds all pixels of figure and rope
+    that differ from the frame before or after. Without a figure there is the camera alone and no event.
 
     Raises:
         ValueError: fewer than one frame, or a frame too small to draw in.
@@ -201,7 +202,8 @@ def rope_clip(
     num_frames = round(seconds * fps)
     if num_frames < 1 or min(width_px, height_px) < 64:
         raise ValueError(
-            f"expected at least 1 frame of at least 64x64 px, got {num_frames} of {width_px}x{height_px}: raise seconds or size"
+            f"expected at least 1 frame of at least 64x64 px, got {num_frames} of {width_px}x{height_px}: "
+            "raise seconds or the size"
         )
     rng = np.random.default_rng(seed)
     margin_px = max(16, width_px // 6)
@@ -259,7 +261,7 @@ def _camera_path(
         for frequency in (0.4, 0.9, 2.3):
             x += np.sin(2 * np.pi * (seconds * frequency + rng.random())) * 0.12
             y += np.sin(2 * np.pi * (seconds * frequency + rng.random())) * 0.08
-    return [(int(round(margin_px * (1 + dx))), int(round(margin_px * (1 + dy)))) for dx, dy in zip(x, y, strict=True)]
+    return [(round(margin_px * float(1 + dx)), round(margin_px * float(1 + dy))) for dx, dy in zip(x, y, strict=True)]
 
 
 def _event_frames(rng: np.random.Generator, num_frames: int, fps: float) -> tuple[int, ...]:
@@ -343,7 +345,7 @@ def _mask(
     return np.asarray(picture) > 0
 
 
-# ---------------------------------------------------------------------------------------------------------- canary clips
+# -------------------------------------------------------------------------------- canary clips
 
 
 def write_canary_clip(
@@ -361,16 +363,20 @@ def write_canary_clip(
 ) -> ClipTruth:
     """A clip whose every 28-px block says which video, frame and place it is from; `read_canary` reads it back.
 
-    The frame is columns x rows blocks; scale 2 stores it twice as large, for tokenizers that halve it. The pattern is black
-    and white cells of 4 px (x scale), encoded finely, so it survives the codec, an exact AREA reduction and JPEG 75.
+    The frame as shown is columns x rows blocks; scale 2 stores it twice as large, for tokenizers that halve it. The
+    pattern is black and white cells of 4 px (x scale), encoded finely, so it survives the codec, an exact AREA
+    reduction and JPEG 75. With rotation_degrees the stored frames lie turned, so that the shown ones are upright.
 
     Raises:
         ValueError: a number that does not fit its bits (id 16, frame 14, row and column 5).
     """
 
+    turns = rotation_degrees // 90
+
     def frames() -> Iterator[RGB]:
         for index in range(num_frames):
-            yield canary_frame(video_id=video_id, frame=index, columns=columns, rows=rows, scale=scale)
+            shown = canary_frame(video_id=video_id, frame=index, columns=columns, rows=rows, scale=scale)
+            yield np.rot90(shown, -turns)
 
     fine = {
         "libx264": {"crf": "12"},
@@ -388,9 +394,10 @@ def write_canary_clip(
         rotation_degrees=rotation_degrees,
     )
     rate = Fraction(fps).limit_denominator(1001)
+    height_px, width_px = rows * CANARY_BLOCK_PX * scale, columns * CANARY_BLOCK_PX * scale
     return ClipTruth(
-        width_px=columns * CANARY_BLOCK_PX * scale,
-        height_px=rows * CANARY_BLOCK_PX * scale,
+        width_px=height_px if turns % 2 else width_px,
+        height_px=width_px if turns % 2 else height_px,
         pts_seconds=tuple(pts_seconds)
         if pts_seconds is not None
         else tuple(float(i / rate) for i in range(num_frames)),
