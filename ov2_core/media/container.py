@@ -1,0 +1,90 @@
+"""Opening media with PyAV: one place for the whitelists, the choice of the stream and the translation of errors.
+
+Playlists and other demuxers that open further files or URLs (HLS, DASH, concat, image2 ...) are never probed, so a file that
+lies about its kind cannot make the decoder read anything but itself.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import av
+import av.error
+
+from ov2_core.errors import BadItemError
+from schemas.shard import Stage
+
+Source = str | BinaryIO
+"""A local path, or a seekable binary file (an object store's)."""
+
+CONTAINER_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "gif", "wav", "mp3",
+    "aac", "flac", "h264", "hevc", "m4v", "mpegvideo", "ivf", "obu", "av1", "rm", "dv", "yuv4mpegpipe", "vc1", "swf", "apng",
+)  # fmt: skip
+"""Demuxers that read only the bytes they are given. Audio-only ones are here so that the error can say what the file is."""
+
+
+@contextmanager
+def open_video(source: Source, *, stage: Stage) -> Iterator[tuple[Any, Any]]:
+    """Open a container and choose its video stream.
+
+    Yields:
+        (container, stream): the best video stream, cover art passed over.
+
+    Raises:
+        BadItemError: source_missing, source_empty, not_media or no_video_stream.
+    """
+    if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
+        raise BadItemError("source_empty", f"{source} is 0 bytes long; fetch it again", stage=stage)
+    if not isinstance(source, str):
+        source.seek(0)
+    try:
+        container = av.open(
+            source,
+            mode="r",
+            options={"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except FileNotFoundError:
+        raise BadItemError("source_missing", f"no such file: {source}; check the manifest's path", stage=stage) from None
+    except IsADirectoryError:
+        raise BadItemError("not_media", f"{source} is a folder; give a file", stage=stage) from None
+    except PermissionError as error:
+        raise BadItemError("source_missing", f"not readable: {error}", stage=stage) from None
+    except (av.error.FFmpegError, ValueError) as error:
+        if isinstance(error, OSError) and isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        raise BadItemError(
+            "not_media", f"no demuxer reads it ({_short(error)}); is it a complete video file?", stage=stage
+        ) from None
+    try:
+        yield container, choose_stream(container, stage=stage)
+    finally:
+        container.close()
+
+
+def choose_stream(container: Any, *, stage: Stage) -> Any:
+    """FFmpeg's best video stream, unless that is cover art and a real one stands beside it.
+
+    Raises:
+        BadItemError: no_video_stream, naming what there is instead.
+    """
+    real = [s for s in container.streams.video if not _is_cover(s) and s.codec_context is not None]
+    best = container.streams.best("video")
+    if best is not None and any(s.index == best.index for s in real):
+        return best
+    if real:
+        return real[0]
+    kinds = sorted({"cover art" if s.type == "video" else s.type for s in container.streams}) or ["no stream at all"]
+    raise BadItemError("no_video_stream", f"no video stream, only: {', '.join(kinds)}", stage=stage)
+
+
+def _is_cover(stream: Any) -> bool:
+    disposition = stream.disposition
+    flag = getattr(type(disposition), "attached_pic", None)
+    return flag is not None and bool(disposition & flag)
+
+
+def _short(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or type(error).__name__

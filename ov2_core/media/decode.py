@@ -1,0 +1,191 @@
+"""Decoding: frames of a probed range, once, in presentation order, each with its index in the probe.
+
+One thread: frame threading makes error concealment depend on timing, and workers are parallel over videos anyway.
+Damaged packets are counted and passed over; what decodes is kept. `scaled` brings a frame to canvas size as planar 4:2:0 in
+one swscale call: that is cheaper than gray alone, its luma plane feeds the signals, and only frames whose pixels are wanted
+are turned to RGB (JPEG halves the chroma anyway).
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
+
+from ov2_core.media.container import Source, open_video
+from ov2_core.media.probe import VideoProbe
+
+MIN_SEEK_FRAMES = 12
+"""A seek must save at least this many decoded frames."""
+
+
+@dataclass(slots=True)
+class DecodeStats:
+    """Counted while decoding; read it when the iterator has ended."""
+
+    decode_errors: int = 0
+    corrupt_frames: int = 0
+    unexpected_frames: int = 0
+    """Frames whose time stamp the probe does not know, or that came twice."""
+
+
+class Scaler:
+    """Scales decoded frames to canvas size and turns them upright. Keeps swscale's context between frames.
+
+    Args:
+        width_px, height_px: size of the upright result, even.
+        rotation_degrees: the probe's.
+    """
+
+    def __init__(self, *, width_px: int, height_px: int, rotation_degrees: int) -> None:
+        self._turns = rotation_degrees // 90
+        self._size = (height_px, width_px) if self._turns % 2 else (width_px, height_px)
+        self._scaler = VideoReformatter()
+        self._to_rgb = VideoReformatter()
+
+    def scaled(self, frame: Any) -> Any:
+        """The frame at (unturned) canvas size, planar YUV 4:2:0, area-averaged."""
+        return self._scaler.reformat(frame, *self._size, "yuv420p", interpolation="AREA", threads=1)
+
+    def luma(self, scaled: Any) -> npt.NDArray[np.uint8]:
+        """[H, W] upright luma of a scaled frame."""
+        plane = scaled.planes[0]
+        luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        return self.upright(luma)
+
+    def rgb(self, scaled: Any) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] upright RGB of a scaled frame."""
+        return self.upright(self._to_rgb.reformat(scaled, format="rgb24", threads=1).to_ndarray())
+
+    def upright(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Turn an [H, W, ...] array of the decoded frame upright."""
+        return np.ascontiguousarray(np.rot90(array, self._turns)) if self._turns else array
+
+
+def decode_frames(
+    source: Source,
+    probe: VideoProbe,
+    *,
+    stats: DecodeStats,
+    wanted: Sequence[int] | None = None,
+    motion_vectors: bool = False,
+) -> Iterator[tuple[int, Any]]:
+    """Yield (index in the probe, av.VideoFrame), indices strictly ascending.
+
+    Args:
+        wanted: ascending indices; only these are yielded, and stretches without one are jumped over by seeking where
+            keyframes allow it. None: every frame.
+        motion_vectors: export them as side data (H.264, MPEG-4 and older; other codecs give none).
+    """
+    if wanted is not None and probe.pts_T is not None:
+        done = -1
+        try:
+            for index, frame in _decode_sparse(source, probe, wanted, stats):
+                done = index
+                yield index, frame
+            return
+        except _SeekMissedError:
+            wanted = [i for i in wanted if i > done]
+    chosen = None if wanted is None else set(wanted)
+    last_index = probe.num_frames - 1 if wanted is None else max(wanted, default=-1)
+    with open_video(source, stage="tokenize") as (container, stream):
+        _configure(stream, motion_vectors=motion_vectors)
+        if probe.pts_T is not None and probe.num_skipped:
+            container.seek(int(probe.pts_T[0]), stream=stream, backward=True)
+        for index, frame in _indexed(_decoded(container, stream, stats), probe, stats):
+            if chosen is None or index in chosen:
+                yield index, frame
+            if index >= last_index:
+                return
+
+
+class _SeekMissedError(Exception):
+    """A seek did not land where the probe said: decode in sequence instead."""
+
+
+def _decode_sparse(source: Source, probe: VideoProbe, wanted: Sequence[int], stats: DecodeStats) -> Iterator[tuple[int, Any]]:
+    assert probe.pts_T is not None
+    keyframes = [int(i) for i in np.flatnonzero(probe.keyframe_T)]
+    with open_video(source, stage="tokenize") as (container, stream):
+        _configure(stream, motion_vectors=False)
+        frames: Iterator[tuple[int, Any]] | None = None
+        position = -1
+        for target in wanted:
+            at = bisect_right(keyframes, target) - 1
+            jump = at >= 0 and keyframes[at] - position >= MIN_SEEK_FRAMES
+            if frames is None or jump:
+                landing = keyframes[at] if at >= 0 else 0
+                if landing or probe.num_skipped:
+                    container.seek(int(probe.pts_T[landing]), stream=stream, backward=True)
+                frames = _indexed(_decoded(container, stream, stats), probe, stats)
+            for index, frame in frames:
+                position = index
+                if index >= target:
+                    break
+            if position != target:
+                raise _SeekMissedError
+            yield target, frame
+
+
+def _configure(stream: Any, *, motion_vectors: bool) -> None:
+    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_type = "NONE"
+    if motion_vectors:
+        stream.codec_context.options = {"flags2": "+export_mvs"}
+
+
+def _decoded(container: Any, stream: Any, stats: DecodeStats) -> Iterator[Any]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError:
+            stats.decode_errors += 1
+            try:
+                yield from stream.codec_context.decode(None)
+            except av.error.FFmpegError:
+                pass
+            return
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            stats.decode_errors += 1
+            continue
+        for frame in frames:
+            stats.corrupt_frames += bool(frame.is_corrupt)
+            yield frame
+
+
+def _indexed(frames: Iterator[Any], probe: VideoProbe, stats: DecodeStats) -> Iterator[tuple[int, Any]]:
+    """Match frames to the probe: by time stamp, or by order where the file has none."""
+    previous = -1
+    for count, frame in enumerate(frames):
+        if probe.pts_T is None:
+            index = count - probe.num_skipped
+        else:
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            if stamp is None:
+                index = previous + 1
+            else:
+                index = int(np.searchsorted(probe.pts_T, stamp))
+                if index >= probe.num_frames or probe.pts_T[index] != stamp:
+                    inside = probe.pts_T[0] <= stamp <= probe.pts_T[-1]
+                    stats.unexpected_frames += bool(inside)
+                    if stamp > probe.pts_T[-1]:
+                        return
+                    continue
+        if index < 0:
+            continue
+        if index >= probe.num_frames:
+            return
+        if index <= previous:
+            stats.unexpected_frames += 1
+            continue
+        previous = index
+        yield index, frame

@@ -1,0 +1,51 @@
+"""Scoring: one number per 2x2-patch block from motion, residual and intra share (the published method).
+
+    s = motion_weight * mv / p(mv) + residual_weight * res / p(res) + intra_weight * intra
+
+p is the 95th percentile of the map in its own frame ("frame", as published) or the 99th over all frames of the group
+("clip"; a group is what a bounded-memory pass can see). Ratios are capped, and p has a floor at the noise level, so that a
+still frame is not blown up to look busy.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ov2_core.config import ScoreConfig
+
+RATIO_CAP = 2.0
+MOTION_FLOOR_PX = 0.25
+RESIDUAL_FLOOR = 1.0
+"""Gray levels."""
+
+
+def to_blocks(map_HW: npt.NDArray[np.float32], merge: int) -> npt.NDArray[np.float32]:
+    """[B] mean of each merge x merge square of patches, blocks row-major."""
+    rows, columns = map_HW.shape[0] // merge, map_HW.shape[1] // merge
+    return map_HW.reshape(rows, merge, columns, merge).mean(axis=(1, 3), dtype=np.float32).reshape(-1)
+
+
+def score_blocks(
+    motion_TB: npt.NDArray[np.float32],
+    residual_TB: npt.NDArray[np.float32],
+    intra_TB: npt.NDArray[np.float32],
+    config: ScoreConfig,
+) -> npt.NDArray[np.float32]:
+    """[T, B] scores of T frames of one group.
+
+    Args:
+        motion_TB: canvas pixels per frame, camera subtracted.
+        residual_TB: gray levels.
+        intra_TB: 0..1.
+    """
+    motion = _normalise(motion_TB, MOTION_FLOOR_PX, config)
+    residual = _normalise(residual_TB, RESIDUAL_FLOOR, config)
+    score = config.motion_weight * motion + config.residual_weight * residual + config.intra_weight * intra_TB
+    return score.astype(np.float32)
+
+
+def _normalise(values_TB: npt.NDArray[np.float32], floor: float, config: ScoreConfig) -> npt.NDArray[np.float32]:
+    if config.normalisation == "frame":
+        scale = np.percentile(values_TB, 95, axis=1, keepdims=True)
+    else:
+        scale = np.percentile(values_TB, 99, keepdims=True)
+    return np.minimum(values_TB / np.maximum(scale, floor), RATIO_CAP).astype(np.float32)
