@@ -81,11 +81,7 @@ def describe_sample(stored: StoredSample) -> str:
     sources_E3 = np.concatenate(sources)
     times = np.unique(sources_E3[:, 0])
     seen = len(np.unique(sources_E3, axis=0))
-    cut = (
-        ""
-        if source.start_seconds is None and source.end_seconds is None
-        else _cut_text(source.start_seconds, source.end_seconds)
-    )
+    cut = _cut_text(source)
     jpeg_bytes = sum(map(len, stored.jpegs))
     policy = f", policy {record.policy}" if record.policy else ""
     rate = f", {record.fps:g} ticks a second" if record.fps else ""

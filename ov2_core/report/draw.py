@@ -1,7 +1,7 @@
 """A stored sample as one picture: its canvases group by group, every block coloured by the source time it came from.
 
-Enters: a stored sample. Leaves: a PIL image. Under each row stands the row's time axis: the colours of the blocks, and a
-bar per source time as high as the number of blocks taken from it, so that "when" and "how much" are read at one place.
+Enters: a stored sample. Leaves: a PIL image. Under each row stands the row's time axis: the colours of the blocks, and
+a bar per source time as high as the number of blocks taken from it, for "when" and "how much" to be read at one place.
 """
 
 import math

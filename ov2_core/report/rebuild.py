@@ -1,8 +1,8 @@
 """From a stored sample back to source frames: which block came from where, and the clip as its evidence tells it.
 
-Enters: a stored sample (record, JPEG canvases, positions). Leaves: block sources and rebuilt frames. The rule is hold: a
-block of a frame shows the latest evidence for its place given up to that time; of two with one time, the later image wins.
-The viewer's JavaScript follows the same rule, and a test holds the two against each other.
+Enters: a stored sample (record, JPEG canvases, positions). Leaves: block sources and rebuilt frames. The rule is hold:
+a block of a frame shows the latest evidence for its place given up to that time; of two with one time, the later image
+wins. The viewer's JavaScript follows the same rule, and a test holds the two against each other.
 
 Shape letters: N images, P patches of an image, B blocks of an image, E blocks of a sample, T times, H x W pixels.
 """

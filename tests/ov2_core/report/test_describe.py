@@ -26,7 +26,7 @@ def test_build_text_has_one_run_per_source_time_in_the_first_user_turn(stored):
     found = re.findall(r"<(\d+\.\d) seconds><\|vision_start\|><\|image_pad\|>×(\d+)<\|vision_end\|>\n", text)
     runs = vision_runs(stored.record, stored.positions)
     assert [(float(s), int(k)) for s, k in found] == [(t / stored.record.fps, k) for t, k in runs]
-    assert text.endswith("Describe this video in detail.<|im_end|>\n<|im_start|>assistant\nA clip.<|im_end|>\n")
+    assert text.endswith("Describe this video.<|im_end|>\n<|im_start|>assistant\nA clip.<|im_end|>\n")
 
 
 def test_build_text_puts_the_runs_where_the_placeholder_stands(stored_factory):
