@@ -1,0 +1,1 @@
+"""What a run reads beside pixels: manifests, ids, text."""

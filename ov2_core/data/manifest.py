@@ -1,0 +1,265 @@
+"""Manifests: one row a source, read as a stream.
+
+Enters: the URL of a JSONL (plain or gzip), CSV or Parquet file, local or any fsspec URL. Leaves: one `ManifestItem`
+per row, in order: a `ManifestRow`, or the raw text and the reason why none could be made of it. A malformed row never
+stops the reading; a file that cannot be read as its format at all does (ValueError). Memory is bounded by the longest
+row.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+import fsspec
+from pydantic import ValidationError
+
+from ov2_core.errors import BadItemError
+from ov2_core.storage.source import SOURCE_SCHEMES
+from schemas.video import ManifestRow
+
+MAX_ROW_BYTES = 16 << 20
+"""A longer JSONL line is malformed."""
+RAW_CHARACTERS = 2000
+_JSON_COLUMNS = ("messages", "conversations", "tags")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestItem:
+    """One manifest row. Exactly one of `row` and `error` is given; `raw` stands beside `error`."""
+
+    line: int
+    """1-based: line of a JSONL file, line or record below a CSV's header, row of a Parquet file."""
+    row: ManifestRow | None = None
+    raw: str | None = None
+    error: str | None = None
+
+
+def read_manifest(uri: str) -> Iterator[ManifestItem]:
+    """All rows in order. Blank lines are no rows.
+
+    Raises:
+        ValueError: no such file, an unknown extension, or a file that is not what its extension says.
+    """
+    path = uri.split("?", 1)[0].lower()
+    if path.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")):
+        return _guarded(uri, _read_jsonl)
+    if path.endswith((".csv", ".csv.gz")):
+        return _guarded(uri, _read_csv)
+    if path.endswith((".parquet", ".pq")):
+        return _guarded(uri, _read_parquet)
+    raise ValueError(f"manifest {uri}: unknown format; expected a name ending in .jsonl, .jsonl.gz, .csv or .parquet")
+
+
+def manifest_digest(uri: str) -> str:
+    """sha256 of the manifest's bytes.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with _open(uri) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def resolve_uri(uri: str, manifest_uri: str) -> str:
+    """An absolute path or URL. A relative one is relative to the manifest's folder; `file://` becomes a path.
+
+    Raises:
+        BadItemError: refused_uri, for control characters, chained URLs (`a::b`) and schemes other than SOURCE_SCHEMES.
+    """
+    if _CONTROL.search(uri):
+        raise _refused(f"{uri!r} contains control characters")
+    if len(uri) > 8192:
+        raise _refused(f"the URI has {len(uri)} characters; at most 8192 are allowed")
+    match = _SCHEME.match(uri)
+    if match is not None:
+        scheme = match[1].lower()
+        if scheme == "file" and uri[len("file:") :].startswith("///"):
+            return posixpath.normpath(unquote(uri[len("file://") :]))
+        if scheme not in SOURCE_SCHEMES or not uri[match.end() :].startswith("//"):
+            raise _refused(
+                f"{uri!r}: only local paths, file:///... and {', '.join(sorted(SOURCE_SCHEMES))}:// URLs are read; "
+                "write a local file with a colon in its name as ./name"
+            )
+        if "::" in uri:
+            raise _refused(f"{uri!r}: chained URLs (a::b) are not read")
+        return scheme + uri[match.end() - 1 :]
+    if uri.startswith("/"):
+        return posixpath.normpath(uri)
+    base = absolute_uri(manifest_uri)
+    if "://" not in base:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(base), uri))
+    if "::" in uri:
+        raise _refused(f"{uri!r}: '::' is not read below {base}")
+    parts = urlsplit(base)
+    if parts.scheme in ("http", "https"):
+        return urljoin(base, uri)
+    folder, _, _ = parts.path.rpartition("/")
+    root = f"{parts.scheme}://{parts.netloc}"
+    joined = posixpath.normpath(posixpath.join(folder or "/", uri))
+    if not parts.netloc and not parts.path.startswith("/"):
+        return f"{root}{joined}"
+    return f"{root}/{joined.lstrip('/')}"
+
+
+def absolute_uri(uri: str) -> str:
+    """A URL as it is, a local path (or `file://`) as an absolute path."""
+    if uri.startswith("file://"):
+        return os.path.abspath(unquote(uri[len("file://") :]))
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
+def _refused(message: str) -> BadItemError:
+    return BadItemError("refused_uri", message, stage="manifest")
+
+
+def _open(uri: str) -> IO[bytes]:
+    try:
+        file = fsspec.open(absolute_uri(uri), "rb").open()
+    except FileNotFoundError:
+        raise ValueError(f"manifest {uri}: no such file") from None
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"manifest {uri}: cannot be opened: {error}") from error
+    return file  # type: ignore[no-any-return]
+
+
+def _guarded(uri: str, read: Any) -> Iterator[ManifestItem]:
+    with _open(uri) as file:
+        try:
+            if uri.split("?", 1)[0].lower().endswith(".gz"):
+                with gzip.open(file, "rb") as unzipped:
+                    yield from read(unzipped, uri)
+            else:
+                yield from read(file, uri)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"manifest {uri}: cannot be read to its end: {error}") from error
+
+
+def _read_jsonl(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
+    line = 0
+    while data := file.readline(MAX_ROW_BYTES + 1):
+        line += 1
+        if len(data) > MAX_ROW_BYTES:
+            head = data[:RAW_CHARACTERS]
+            while data and not data.endswith(b"\n"):
+                data = file.readline(MAX_ROW_BYTES)
+            yield _malformed(line, head, f"the line is longer than {MAX_ROW_BYTES} bytes")
+            continue
+        if line == 1:
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        if not data.strip():
+            continue
+        try:
+            value = json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield _malformed(line, data, f"not UTF-8: {error.reason} at byte {error.start}")
+        except (ValueError, RecursionError) as error:
+            yield _malformed(line, data, f"not JSON: {error}")
+        else:
+            yield _item(line, value, data)
+
+
+def _read_csv(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
+    csv.field_size_limit(MAX_ROW_BYTES)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise ValueError(f"manifest {uri}: the CSV header cannot be read: {error}") from error
+    if not any(header) or len(set(header)) != len(header):
+        raise ValueError(f"manifest {uri}: the first line must name the columns, each once; got {header}")
+    line = 0
+    while True:
+        line += 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield _malformed(line, b"", f"not CSV: {error}")
+            continue
+        if not cells:
+            continue
+        raw = io.StringIO()
+        csv.writer(raw).writerow([cell[:RAW_CHARACTERS] for cell in cells])
+        data = raw.getvalue().encode("utf-8", "surrogateescape")
+        if len(cells) != len(header):
+            yield _malformed(line, data, f"{len(cells)} cells, but the header names {len(header)} columns")
+            continue
+        yield _item(line, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}, data)
+
+
+def _read_parquet(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    line = 0
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=512):
+            for value in batch.to_pylist():
+                line += 1
+                value = _without_nulls(value)
+                yield _item(line, value, json.dumps(value, default=str).encode("utf-8", "surrogatepass"))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"manifest {uri}: not readable as Parquet after row {line}: {error}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _item(line: int, value: Any, data: bytes) -> ManifestItem:
+    if not isinstance(value, dict):
+        return _malformed(line, data, f"a row must be a JSON object, got {type(value).__name__}")
+    value = dict(value)
+    try:
+        for column in _JSON_COLUMNS:
+            if isinstance(value.get(column), str):
+                try:
+                    value[column] = json.loads(value[column])
+                except (ValueError, RecursionError) as error:
+                    return _malformed(line, data, f"{column}: expected a JSON list, e.g. [...]: {error}")
+        if isinstance(value.get("id"), int) and not isinstance(value["id"], bool):
+            value["id"] = str(value["id"])
+        row = ManifestRow.model_validate(value)
+        row.model_dump_json()
+    except ValidationError as error:
+        return _malformed(line, data, _condensed(error))
+    except (ValueError, RecursionError) as error:
+        return _malformed(line, data, f"text that is not valid Unicode, or nested too deep: {error}")
+    return ManifestItem(line=line, row=row)
+
+
+def _condensed(error: ValidationError) -> str:
+    """pydantic's findings on one line: `column: what`."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:4]:
+        place = ".".join(str(part)[:80] for part in item["loc"])
+        what = "unknown column" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        parts.append(f"{place}: {what}" if place else what)
+    more = error.error_count() - len(parts)
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _malformed(line: int, data: bytes, error: str) -> ManifestItem:
+    raw = data[: 4 * RAW_CHARACTERS].decode("utf-8", "replace").rstrip("\r\n")[:RAW_CHARACTERS]
+    safe = error.encode("utf-8", "replace").decode("utf-8")
+    return ManifestItem(line=line, raw=raw, error=safe[:RAW_CHARACTERS])

@@ -1,0 +1,249 @@
+"""The plan: what each source will cost, and which shard it goes to; written once, read back shard by shard.
+
+Enters: probe records in manifest order. Leaves: RUN/plan/rows.parquet (one PlannedRow a row, row groups that end at
+shard boundaries, so a resume reads only the shards it misses), RUN/quarantine/plan.jsonl (rows that fell before the
+run), and last RUN/plan/plan.json: a plan without it is not there. Memory is bounded by one row group in writing and
+in reading.
+
+Predictions are a few constants fitted by hand to two noisy cores: they size shards, deadlines and the estimate that a
+user sees, and the report holds them against what happened.
+"""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ov2_core.config import ShardConfig, TokenizerConfig
+from ov2_core.storage.files import Store
+from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, PLAN_ROWS
+from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
+from schemas.video import ProbeRecord
+
+ROW_GROUP_ROWS = 2048
+ROWS_SCHEMA = pa.schema(
+    [
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("record", pa.string(), nullable=False),
+    ]
+)
+
+_DECODE_SECONDS_PER_MPX = {"h264": 0.005, "hevc": 0.006, "vp9": 0.005, "av1": 0.008, "mpeg4": 0.003}
+_OTHER_DECODE_SECONDS_PER_MPX = 0.006
+_JPEG_BYTES_PER_PX = ((1, 0.03), (50, 0.10), (75, 0.16), (85, 0.22), (95, 0.42), (100, 0.90))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a source will give and cost."""
+
+    tokens: int
+    """Merged visual tokens."""
+    bytes: int
+    """Of its members in the tar."""
+    cpu_seconds: float
+
+
+def predict(probe: ProbeRecord, config: TokenizerConfig) -> Prediction:
+    """Tokens, tar bytes and CPU seconds of a source; from its probe alone."""
+    still = probe.media == "image"
+    area_px = config.still_area_px if still else config.area_px
+    width_blocks, height_blocks = size_in_blocks(probe.width_px, probe.height_px, area_px, config.block_px)
+    num_images = 1 if still else predict_images(probe, config)
+    blocks = width_blocks * height_blocks
+    image_px = blocks * config.block_px**2
+    quality, bytes_per_px = zip(*_JPEG_BYTES_PER_PX, strict=True)
+    jpeg_bytes = image_px * float(np.interp(config.jpeg_quality, quality, bytes_per_px))
+    if config.jpeg_subsampling == "4:4:4":
+        jpeg_bytes *= 1.3
+    position_bytes = 12 * blocks * config.merge**2
+    source_mpx = probe.width_px * probe.height_px / 1e6
+    decode = _DECODE_SECONDS_PER_MPX.get(probe.codec, _OTHER_DECODE_SECONDS_PER_MPX) * source_mpx
+    per_frame = decode
+    if not still and config.mode == "codec":
+        per_frame += (0.030 if config.policy == "evidence" else 0.025) * image_px / 1e6
+    return Prediction(
+        tokens=num_images * blocks,
+        bytes=math.ceil(num_images * (jpeg_bytes + position_bytes + 2048) + 8192),
+        cpu_seconds=round(0.05 + probe.num_frames * per_frame + num_images * 0.03 * image_px / 1e6, 4),
+    )
+
+
+def predict_images(probe: ProbeRecord, config: TokenizerConfig) -> int:
+    """Canvases or frames that a video becomes."""
+    budget = config.budget
+    if config.mode == "uniform":
+        if budget == 0:
+            fitting = (frames for seconds, frames in config.frames_by_seconds if probe.duration_seconds < seconds)
+            budget = next(fitting, config.max_frames)
+        return min(budget, probe.num_frames)
+    per_group = config.groups.canvases_per_group
+    if probe.num_frames < max(per_group, config.groups.min_frames):
+        return min(budget, probe.num_frames)
+    num_groups = min(budget // per_group, probe.num_frames // config.groups.min_frames)
+    return max(1, num_groups) * per_group
+
+
+def size_in_blocks(width_px: int, height_px: int, area_px: int, block_px: int) -> tuple[int, int]:
+    """(width, height) in merged blocks of an image within an area, not enlarged, at least one block."""
+    scale = min(1.0, math.sqrt(area_px / (width_px * height_px)))
+    return max(1, int(width_px * scale / block_px + 1e-6)), max(1, int(height_px * scale / block_px + 1e-6))
+
+
+class ShardCutter:
+    """Consecutive rows to shards: a shard ends before its predicted bytes pass the target, or at max_samples."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        self._config = config
+        self._shard = 0
+        self._samples = 0
+        self._bytes = 0
+
+    def place(self, predicted_bytes: int) -> int:
+        """The shard of the next row."""
+        full = self._bytes + predicted_bytes > self._config.target_bytes or self._samples >= self._config.max_samples
+        if self._samples and full:
+            self._shard, self._samples, self._bytes = self._shard + 1, 0, 0
+        self._samples += 1
+        self._bytes += predicted_bytes
+        return self._shard
+
+    @property
+    def num_shards(self) -> int:
+        """Shards begun so far."""
+        return self._shard + (self._samples > 0)
+
+
+class PlanWriter:
+    """Writes a plan's files. Rows must come with shards in ascending order; `finish` makes the plan exist."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._folder = tempfile.TemporaryDirectory(prefix="ov2-plan-")
+        self._rows_path = os.path.join(self._folder.name, "rows.parquet")
+        self._quarantine_path = os.path.join(self._folder.name, "plan.jsonl")
+        self._parquet = pq.ParquetWriter(self._rows_path, ROWS_SCHEMA, compression="zstd")
+        self._ledger = open(self._quarantine_path, "w", encoding="utf-8")  # noqa: SIM115 - closed in finish
+        self._pending: list[PlannedRow] = []
+        self._last_shard = 0
+
+    def add(self, row: PlannedRow) -> None:
+        """Appends a planned row."""
+        assert row.shard >= self._last_shard, (row.shard, self._last_shard)
+        if len(self._pending) >= ROW_GROUP_ROWS and row.shard > self._last_shard:
+            self._flush()
+        self._last_shard = row.shard
+        self._pending.append(row)
+        if len(self._pending) >= 8 * ROW_GROUP_ROWS:
+            self._flush()
+
+    def quarantine(self, row: QuarantineRow) -> None:
+        """Appends a row to the plan's ledger."""
+        self._ledger.write(row.model_dump_json() + "\n")
+
+    def finish(self, record: PlanRecord) -> None:
+        """Puts the files into the run, plan.json last."""
+        self._flush()
+        self._parquet.close()
+        self._ledger.close()
+        self._store.put_file(self._rows_path, PLAN_ROWS)
+        self._store.put_file(self._quarantine_path, PLAN_QUARANTINE)
+        self._store.write_bytes(PLAN_JSON, (record.model_dump_json(indent=2) + "\n").encode())
+        self._folder.cleanup()
+
+    def __enter__(self) -> "PlanWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(Exception):
+            self._parquet.close()
+        self._ledger.close()
+        self._folder.cleanup()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        columns: dict[str, list[Any]] = {name: [] for name in ROWS_SCHEMA.names}
+        for row in self._pending:
+            for name in ("line", "key", "id", "uri", "shard"):
+                columns[name].append(getattr(row, name))
+            columns["record"].append(row.model_dump_json())
+        self._parquet.write_table(pa.table(columns, schema=ROWS_SCHEMA), row_group_size=len(self._pending))
+        self._pending = []
+
+
+def load_plan(store: Store) -> PlanRecord | None:
+    """The run's plan record, or None where there is none.
+
+    Raises:
+        ValueError: plan.json is not a plan of this version.
+    """
+    try:
+        data = store.read_bytes(PLAN_JSON)
+    except FileNotFoundError:
+        return None
+    return PlanRecord.model_validate_json(data)
+
+
+def remove_plan(store: Store) -> None:
+    """Takes a plan away, plan.json first."""
+    for path in (PLAN_JSON, PLAN_ROWS, PLAN_QUARANTINE):
+        store.remove(path)
+
+
+def iter_plan_rows(store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset()) -> Iterator[PlannedRow]:
+    """Planned rows in order, without those of some shards; row groups of skipped shards alone are not read."""
+    with store.open_read(PLAN_ROWS) as file:
+        parquet = pq.ParquetFile(file)
+        shard_column = ROWS_SCHEMA.get_field_index("shard")
+        for index in range(parquet.num_row_groups):
+            statistics = parquet.metadata.row_group(index).column(shard_column).statistics
+            if statistics is not None and statistics.has_min_max:
+                needed = any(s not in skip_shards for s in range(statistics.min, statistics.max + 1))
+                if not needed:
+                    continue
+            for batch in parquet.iter_batches(batch_size=512, row_groups=[index], columns=["shard", "record"]):
+                for shard, record in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
+                    if shard not in skip_shards:
+                        yield PlannedRow.model_validate_json(record)
+
+
+def iter_plan_shards(
+    store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset()
+) -> Iterator[tuple[int, list[PlannedRow]]]:
+    """(shard, its rows) in order; one shard is held at a time."""
+    return group_by_shard(iter_plan_rows(store, skip_shards=skip_shards))
+
+
+def group_by_shard(rows: Iterable[PlannedRow]) -> Iterator[tuple[int, list[PlannedRow]]]:
+    """Consecutive rows of the same shard."""
+    gathered: list[PlannedRow] = []
+    for row in rows:
+        if gathered and row.shard != gathered[0].shard:
+            yield gathered[0].shard, gathered
+            gathered = []
+        gathered.append(row)
+    if gathered:
+        yield gathered[0].shard, gathered
+
+
+def iter_plan_quarantine(store: Store) -> Iterator[QuarantineRow]:
+    """Rows that fell before the run."""
+    with contextlib.suppress(FileNotFoundError), store.open_read(PLAN_QUARANTINE) as file:
+        for line in file:
+            if line.strip():
+                yield QuarantineRow.model_validate_json(line)

@@ -1,0 +1,382 @@
+"""Who runs what, when, and who is to blame: the scheduler's decisions, without Ray, threads or a clock of its own.
+
+Enters: tasks from a feed, and what an executor reports of its workers. Leaves: assignments, results and verdicts.
+
+One task is in flight per worker. So when a worker dies or overruns its deadline, the suspect is exactly the task that
+it ran, and nothing has to be bisected. But a worker may also be killed for its neighbour's memory; so a suspect gets
+more chances, each with fewer neighbours, before it is charged:
+
+    fresh  beside all others. Dies or overruns ->
+    solo   on a fresh worker, one suspect in flight at a time, normal work goes on beside it.
+           Overruns -> condemned. Dies ->
+    quiet  on a fresh worker while nothing else runs at all. Runs when there is nothing else to do, so that waiting
+    for quiet
+           costs no throughput. Dies or overruns -> condemned.
+
+An innocent neighbour of a bad task is thereby retried, never charged. Tasks with `blamed=False` (writing a shard)
+have no suspect: they are retried a few times, then the run stops with `RunStoppedError`. A task whose node was lost,
+or that met a transient error, goes back without losing a chance, a bounded number of times.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from schemas.shard import QuarantineReason
+
+Cause = Literal[
+    "worker_died", "out_of_memory", "deadline_exceeded", "node_lost", "transient_error", "internal_error", "object_lost"
+]
+Lane = Literal["fresh", "solo", "quiet"]
+
+MAX_TRANSIENT = 4
+MAX_NODE_LOSSES = 8
+MAX_UNBLAMED_FAILURES = 4
+MAX_START_FAILURES = 5
+FRESH_WAIT_SECONDS = 60.0
+
+
+class RunStoppedError(RuntimeError):
+    """The run cannot go on, and no single item is to blame. What is committed stays; the same command resumes."""
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One call of the job. `payload` is opaque here."""
+
+    name: str
+    """For messages: the sample's key, the manifest line, the shard."""
+    payload: Any
+    cost_seconds: float
+    """Predicted CPU seconds."""
+    blamed: bool = True
+    lane: Lane = "fresh"
+    attempts: int = 0
+    """Times it was given to a worker."""
+    failures: int = 0
+    """Deaths and overruns."""
+    setbacks: int = 0
+    """Node losses and transient errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A condemned task's quarantine reason."""
+
+    reason: QuarantineReason
+    message: str
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadlinePolicy:
+    """Wall-clock seconds that a task may take: base + factor x predicted CPU seconds."""
+
+    base_seconds: float = 120.0
+    factor: float = 30.0
+    start_seconds: float = 600.0
+    """How long the first worker may take to start."""
+
+    def __post_init__(self) -> None:
+        if self.base_seconds <= 0 or self.factor < 0 or self.start_seconds <= 0:
+            raise ValueError(f"deadlines must be > 0, got {self}")
+
+    def seconds(self, task: Task) -> float:
+        """The task's allowance."""
+        return self.base_seconds + self.factor * task.cost_seconds
+
+
+class Feed(Protocol):
+    """Where tasks come from and results go; bounds what is open."""
+
+    @property
+    def finished(self) -> bool:
+        """True once no task will come any more and none is awaited."""
+
+    def pull(self) -> Task | None:
+        """The next task, or None while there is none (for now, or at all)."""
+
+    def done(self, task: Task, info: Any, payload: Any) -> None:
+        """A task's result. `payload` may be a reference to it."""
+
+    def condemned(self, task: Task, verdict: Verdict) -> None:
+        """The task will not be tried again."""
+
+
+class Executor(Protocol):
+    """Workers, numbered from 0. Replaced by a fake in tests."""
+
+    def start(self, worker: int) -> None:
+        """Begins to start a fresh worker in this place; what was there is killed. Reports Ready, or Failed."""
+
+    def submit(self, worker: int, task: Task) -> None:
+        """Runs a task. Reports Done or Failed."""
+
+    def poll(self, timeout_seconds: float) -> "list[Event]":
+        """What has happened since; waits at most so long for a first event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker has started."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A worker has returned its task's result and is idle."""
+
+    worker: int
+    info: Any
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker failed at its task, or while starting. `alive`: it may take another task."""
+
+    worker: int
+    cause: Cause
+    message: str
+    alive: bool
+
+
+Event = Ready | Done | Failed
+
+
+@dataclass(slots=True)
+class _Worker:
+    state: Literal["starting", "idle", "busy"] = "starting"
+    used: bool = False
+    task: Task | None = None
+    since: float = 0.0
+
+
+@dataclass(slots=True)
+class Actions:
+    """What the executor shall do now."""
+
+    start: list[int] = field(default_factory=list)
+    submit: list[tuple[int, Task]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.start or self.submit)
+
+
+class Scheduler:
+    """The state machine. Call `step` after events, then do what it says.
+
+    Raises:
+        RunStoppedError: from any method, when nothing can go on and no item is to blame.
+    """
+
+    def __init__(self, feed: Feed, *, num_workers: int, deadlines: DeadlinePolicy) -> None:
+        if num_workers < 1:
+            raise ValueError(f"the number of workers must be >= 1, got {num_workers}")
+        self.feed = feed
+        self.deadlines = deadlines
+        self.workers = [_Worker() for _ in range(num_workers)]
+        self.solo: deque[Task] = deque()
+        self.quiet: deque[Task] = deque()
+        self.delayed: list[tuple[float, Task]] = []
+        self.deaths = 0
+        self._start_failures = 0
+        self._began: float | None = None
+        self._ever_ready = False
+
+    @property
+    def in_flight(self) -> list[Task]:
+        """Tasks that workers run now."""
+        return [worker.task for worker in self.workers if worker.task is not None]
+
+    @property
+    def finished(self) -> bool:
+        """True once the feed is finished and no task is anywhere."""
+        return self.feed.finished and not (self.solo or self.quiet or self.delayed or self.in_flight)
+
+    def ready(self, number: int) -> None:
+        """A worker has started."""
+        self.workers[number] = _Worker(state="idle")
+        self._start_failures = 0
+        self._ever_ready = True
+
+    def done(self, number: int, info: Any, payload: Any) -> None:
+        """A worker has finished its task."""
+        task = self._release(number, alive=True)
+        self.feed.done(task, info, payload)
+
+    def failed(self, number: int, cause: Cause, message: str, now: float, *, alive: bool) -> None:
+        """A worker failed; if it is not alive, `step` asks for a new one."""
+        if self.workers[number].task is None:
+            self.workers[number] = _Worker(state="starting", since=-1.0)
+            self._start_failures += 1
+            if self._start_failures >= MAX_START_FAILURES * len(self.workers):
+                raise RunStoppedError(f"workers fail to start; the last one said: {message}")
+            return
+        if not alive:
+            self.deaths += 1
+        task = self._release(number, alive=alive)
+        self._judge(task, cause, message, now)
+
+    def overdue(self, now: float) -> list[tuple[int, str]]:
+        """Workers past their deadline, with a message. Report each as failed."""
+        if self._began is None:
+            self._began = now
+        if not self._ever_ready and now - self._began > self.deadlines.start_seconds:
+            raise RunStoppedError(
+                f"no worker started within {self.deadlines.start_seconds:.0f} s; has the cluster a free CPU? (ov2 doctor)"
+            )
+        late = []
+        for number, worker in enumerate(self.workers):
+            if worker.task is not None and now - worker.since > self.deadlines.seconds(worker.task):
+                allowed = self.deadlines.seconds(worker.task)
+                late.append(
+                    (number, f"still running after {allowed:.0f} s (predicted {worker.task.cost_seconds:.1f} s)")
+                )
+        return late
+
+    def step(self, now: float) -> Actions:
+        """Starts dead workers anew and gives idle ones work."""
+        actions = Actions()
+        for number, worker in enumerate(self.workers):
+            if worker.state == "starting" and worker.since < 0:
+                worker.since = now
+                actions.start.append(number)
+        for number, worker in enumerate(self.workers):
+            if worker.state == "idle":
+                self._give(number, worker, now, actions)
+        if not actions and not self.in_flight and not self.delayed and not self.finished and self._all_idle():
+            raise AssertionError("the scheduler has work but nothing that it can assign")
+        return actions
+
+    def _all_idle(self) -> bool:
+        return all(worker.state == "idle" for worker in self.workers)
+
+    def _give(self, number: int, worker: _Worker, now: float, actions: Actions) -> None:
+        running = self.in_flight
+        if any(task.lane == "quiet" for task in running):
+            return
+        if self.solo and not any(task.lane == "solo" for task in running):
+            if not worker.used:
+                self._submit(number, worker, self.solo.popleft(), now, actions)
+                return
+            if not self._fresh_coming(now):
+                self._replace(number, now, actions)
+                return
+        task = self._due(now) or self.feed.pull()
+        if task is not None:
+            self._submit(number, worker, task, now, actions)
+        elif self.quiet and not running and not self.solo:
+            if not worker.used:
+                self._submit(number, worker, self.quiet.popleft(), now, actions)
+            elif not self._fresh_coming(now):
+                self._replace(number, now, actions)
+
+    def _fresh_coming(self, now: float) -> bool:
+        # A worker that a full cluster cannot place stays "starting"; do not wait for it for ever.
+        return any(
+            (w.state == "starting" and now - w.since < FRESH_WAIT_SECONDS) or (w.state == "idle" and not w.used)
+            for w in self.workers
+        )
+
+    def _replace(self, number: int, now: float, actions: Actions) -> None:
+        self.workers[number] = _Worker(state="starting", since=now)
+        actions.start.append(number)
+
+    def _submit(self, number: int, worker: _Worker, task: Task, now: float, actions: Actions) -> None:
+        task.attempts += 1
+        worker.state, worker.used, worker.task, worker.since = "busy", True, task, now
+        actions.submit.append((number, task))
+
+    def _due(self, now: float) -> Task | None:
+        for index, (when, task) in enumerate(self.delayed):
+            if when <= now:
+                del self.delayed[index]
+                return task
+        return None
+
+    def _release(self, number: int, *, alive: bool) -> Task:
+        task = self.workers[number].task
+        assert task is not None, f"worker {number} has no task"
+        self.workers[number] = _Worker(state="idle", used=True) if alive else _Worker(state="starting", since=-1.0)
+        return task
+
+    def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
+        if cause in ("transient_error", "node_lost", "object_lost"):
+            task.setbacks += 1
+            if task.setbacks < (MAX_TRANSIENT if cause == "transient_error" else MAX_NODE_LOSSES):
+                wait = 2.0**task.setbacks if cause == "transient_error" else 0.0
+                self.delayed.append((now + wait, task))
+                return
+            self._condemn(task, "transient_error" if cause == "transient_error" else "worker_died", message)
+            return
+        task.failures += 1
+        if not task.blamed:
+            if task.failures >= MAX_UNBLAMED_FAILURES or cause == "internal_error":
+                raise RunStoppedError(f"{task.name}: {message}")
+            self.delayed.append((now, task))
+        elif cause == "internal_error" or task.lane == "quiet":
+            self._condemn(task, cause, message)
+        elif task.lane == "fresh":
+            task.lane = "solo"
+            self.solo.append(task)
+        elif cause == "deadline_exceeded":
+            self._condemn(task, cause, message)
+        else:
+            task.lane = "quiet"
+            self.quiet.append(task)
+
+    def _condemn(self, task: Task, reason: QuarantineReason, message: str) -> None:
+        if not task.blamed:
+            raise RunStoppedError(f"{task.name}: {message}")
+        self.feed.condemned(task, Verdict(reason, message, task.attempts))
+
+
+def drive(
+    executor: Executor,
+    scheduler: Scheduler,
+    *,
+    clock: "Clock",
+    on_tick: "Tick",
+    poll_seconds: float = 0.5,
+) -> None:
+    """Runs until the scheduler is finished. `on_tick` is called after every round.
+
+    Raises:
+        RunStoppedError: see Scheduler.
+    """
+    for number in range(len(scheduler.workers)):
+        executor.start(number)
+    while not scheduler.finished:
+        actions = scheduler.step(clock())
+        for number in actions.start:
+            executor.start(number)
+        for number, task in actions.submit:
+            executor.submit(number, task)
+        if scheduler.finished:
+            break
+        for event in executor.poll(poll_seconds):
+            match event:
+                case Ready(worker):
+                    scheduler.ready(worker)
+                case Done(worker, info, payload):
+                    scheduler.done(worker, info, payload)
+                case Failed(worker, cause, message, alive):
+                    scheduler.failed(worker, cause, message, clock(), alive=alive)
+        for number, message in scheduler.overdue(clock()):
+            scheduler.failed(number, "deadline_exceeded", message, clock(), alive=False)
+        on_tick()
+    on_tick()
+
+
+class Clock(Protocol):
+    """Seconds that only grow, e.g. time.monotonic."""
+
+    def __call__(self) -> float: ...
+
+
+class Tick(Protocol):
+    """Called now and then from the loop."""
+
+    def __call__(self) -> None: ...
