@@ -1,0 +1,34 @@
+"""Where everything of a run stands below RUN."""
+
+SHARDS_DIR = "shards"
+COMMITS_DIR = "commits"
+ATTEMPTS_DIR = "attempts"
+QUARANTINE_DIR = "quarantine"
+INDEX_DIR = ".nv-meta"
+PLAN_JSON = "plan/plan.json"
+PLAN_ROWS = "plan/rows.parquet"
+PLAN_QUARANTINE = "quarantine/plan.jsonl"
+
+
+def shard_name(shard: int) -> str:
+    """shard-000042; more digits above a million."""
+    return f"shard-{shard:06d}"
+
+
+def tar_rel(shard: int) -> str:
+    """The published tar."""
+    return f"{SHARDS_DIR}/{shard_name(shard)}.tar"
+
+
+def sidecar_rel(shard: int) -> str:
+    """Sample offsets beside the tar, as Energon expects them."""
+    return f"{tar_rel(shard)}.idx"
+
+
+def commit_rel(shard: int) -> str:
+    return f"{COMMITS_DIR}/{shard_name(shard)}.json"
+
+
+def quarantine_rel(shard: int) -> str:
+    """What the shard's commit quarantined, as JSON lines; absent where nothing was."""
+    return f"{QUARANTINE_DIR}/{shard_name(shard)}.jsonl"

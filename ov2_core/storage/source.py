@@ -1,0 +1,118 @@
+"""Media files as inputs: a URI goes in; a path or a seekable stream for PyAV comes out, and what identifies the bytes.
+
+Sources are untrusted text from a manifest, so only known schemes are opened and fsspec's chained URLs ("a::b") are
+refused. Credentials and endpoints come from the environment or fsspec's config, never from the manifest.
+"""
+
+import os
+import stat
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from ov2_core.errors import BadItemError
+from ov2_core.storage.retry import is_transient, retry_transient
+from schemas.shard import Stage
+from schemas.video import SourceIdentity
+
+SOURCE_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf", "memory"})
+_BLOCK_BYTES = 4 << 20
+_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+def local_path(uri: str) -> str | None:
+    """The path behind a local path or file:// URI; None for a remote one."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    if parts.scheme in ("file", "local"):
+        return unquote(parts.path) if parts.scheme == "file" else uri.removeprefix("local://")
+    return None
+
+
+def open_source(uri: str, *, storage_options: dict[str, Any] | None = None) -> str | BinaryIO:
+    """What PyAV can open: the path itself for a local file, else a seekable binary stream (the caller closes it).
+
+    Raises:
+        BadItemError: refused_uri, source_missing.
+    """
+    path = local_path(uri)
+    if path is not None:
+        _local_stat(uri, path)
+        return path
+    fs, remote = _remote(uri, storage_options)
+    try:
+        return cast(
+            BinaryIO,
+            retry_transient(lambda: fs.open(remote, "rb", block_size=_BLOCK_BYTES, cache_type="readahead")),
+        )
+    except Exception as error:
+        raise _missing(uri, error) from error
+
+
+def source_identity(uri: str, *, storage_options: dict[str, Any] | None = None) -> SourceIdentity:
+    """Size and ETag (object store) or modification time in ns (local), without reading the content.
+
+    Raises:
+        BadItemError: refused_uri, source_missing, source_empty.
+    """
+    path = local_path(uri)
+    if path is not None:
+        status = _local_stat(uri, path)
+        size, stamp = status.st_size, str(status.st_mtime_ns)
+    else:
+        fs, remote = _remote(uri, storage_options)
+        try:
+            info = retry_transient(lambda: fs.info(remote))
+        except Exception as error:
+            raise _missing(uri, error) from error
+        if info.get("type") == "directory" or info.get("size") is None:
+            raise _bad("source_missing", f"{uri}: not a file of known size; give the URI of one media file")
+        size = int(info["size"])
+        stamp = next((str(info[name]).strip('"') for name in _STAMPS if info.get(name)), "")
+    if size == 0:
+        raise _bad("source_empty", f"{uri}: 0 bytes; upload or copy it again")
+    return SourceIdentity(size_bytes=size, stamp=stamp)
+
+
+def _local_stat(uri: str, path: str) -> os.stat_result:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: an embedded null byte
+        raise _missing(uri, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise _bad("refused_uri", f"{uri}: not a regular file; give the path of one media file")
+    return status
+
+
+def _remote(uri: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]:
+    scheme = uri.partition("://")[0]
+    if "::" in uri or scheme not in SOURCE_SCHEMES:
+        raise _bad(
+            "refused_uri", f"{uri}: scheme not allowed; use a local path or one of {', '.join(sorted(SOURCE_SCHEMES))}"
+        )
+    try:
+        return cast(
+            "tuple[Any, str]", fsspec.core.url_to_fs(uri, **{"use_listings_cache": False, **(storage_options or {})})
+        )
+    except ImportError as error:
+        raise _bad("refused_uri", f"{uri}: this scheme needs a package that is not installed here: {error}") from error
+
+
+def _missing(uri: str, error: Exception) -> Exception:
+    """What a failed open says of the item.
+
+    An error that is not the store's answer (no credentials, our own bug) stays itself.
+    """
+    if is_transient(error):
+        return BadItemError("transient_error", f"{uri}: still failing after retries: {error}; run again", stage="probe")
+    if not isinstance(error, (OSError, ValueError)) and not isinstance(getattr(error, "status", None), int):
+        return error
+    if isinstance(error, PermissionError):
+        return _bad("source_missing", f"{uri}: permission denied (or missing, which some stores answer alike): {error}")
+    return _bad("source_missing", f"{uri}: cannot be opened: {error}; check the path and the manifest's folder")
+
+
+def _bad(reason: Any, message: str, stage: Stage = "probe") -> BadItemError:
+    return BadItemError(reason, message, stage=stage)
