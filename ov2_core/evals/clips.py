@@ -213,11 +213,11 @@ def rope_clip(
     rate = Fraction(fps).limit_denominator(1001)
     boxes = []
     for event in events:
-        here = _mask(event, events, offsets, width_px, height_px)
-        changed = np.zeros_like(here)
+        here = _figure_alone(event, events, offsets, width_px, height_px)
+        changed = np.zeros((height_px, width_px), bool)
         for other in (event - 1, event + 1):
             if 0 <= other < num_frames:
-                changed |= here != _mask(other, events, offsets, width_px, height_px)
+                changed |= (here != _figure_alone(other, events, offsets, width_px, height_px)).any(axis=2)
         ys, xs = np.nonzero(changed)
         boxes.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
     truth = ClipTruth(
@@ -322,27 +322,22 @@ def _shapes(
     yield "line", curve, max(2, int(0.18 * unit)), rope
 
 
-def _draw(picture: Image.Image, shapes: Iterable[Any], colour: Any = None) -> None:
+def _draw_figure(picture: Image.Image, index: int, events: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
     draw = ImageDraw.Draw(picture)
-    for kind, points, thickness, own in shapes:
+    for kind, points, thickness, colour in _shapes(index, events, offsets, *picture.size):
         if kind == "line":
-            draw.line(points, fill=own if colour is None else colour, width=max(1, thickness), joint="curve")
+            draw.line(points, fill=colour, width=max(1, thickness), joint="curve")
         else:
             (x, y) = points[0]
-            draw.ellipse((x - thickness, y - thickness, x + thickness, y + thickness), fill=colour if colour else own)
+            draw.ellipse((x - thickness, y - thickness, x + thickness, y + thickness), fill=colour)
 
 
-def _draw_figure(picture: Image.Image, index: int, events: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
-    _draw(picture, _shapes(index, events, offsets, *picture.size))
-
-
-def _mask(
+def _figure_alone(
     index: int, events: Sequence[int], offsets: Sequence[tuple[int, int]], width_px: int, height_px: int
-) -> npt.NDArray[np.bool_]:
-    """Pixels of figure or rope; parts that overlap count once."""
-    picture = Image.new("L", (width_px, height_px))
-    _draw(picture, _shapes(index, events, offsets, width_px, height_px), 255)
-    return np.asarray(picture) > 0
+) -> RGB:
+    picture = Image.new("RGB", (width_px, height_px))
+    _draw_figure(picture, index, events, offsets)
+    return np.asarray(picture)
 
 
 # -------------------------------------------------------------------------------- canary clips
