@@ -125,6 +125,8 @@ class TokenizerConfig:
         for name in ("patch_px", "merge", "max_frames", "max_source_px"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.patch_px % 2:
+            raise ValueError(f"patch_px must be even (motion is searched at half resolution), got {self.patch_px}")
         for name in ("area_px", "still_area_px"):
             if getattr(self, name) < self.block_px**2:
                 raise ValueError(f"{name} must hold one {self.block_px} px block, got {getattr(self, name)}")

@@ -47,7 +47,9 @@ def open_video(source: Source, *, stage: Stage) -> Iterator[tuple[Any, Any]]:
             metadata_errors="replace",
         )
     except FileNotFoundError:
-        raise BadItemError("source_missing", f"no such file: {source}; check the manifest's path", stage=stage) from None
+        raise BadItemError(
+            "source_missing", f"no such file: {source}; check the manifest's path", stage=stage
+        ) from None
     except IsADirectoryError:
         raise BadItemError("not_media", f"{source} is a folder; give a file", stage=stage) from None
     except PermissionError as error:

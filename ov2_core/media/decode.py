@@ -55,7 +55,7 @@ class Scaler:
         """[H, W] upright luma of a scaled frame."""
         plane = scaled.planes[0]
         luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-        return self.upright(luma)
+        return np.ascontiguousarray(self.upright(luma))
 
     def rgb(self, scaled: Any) -> npt.NDArray[np.uint8]:
         """[H, W, 3] upright RGB of a scaled frame."""
@@ -107,7 +107,9 @@ class _SeekMissedError(Exception):
     """A seek did not land where the probe said: decode in sequence instead."""
 
 
-def _decode_sparse(source: Source, probe: VideoProbe, wanted: Sequence[int], stats: DecodeStats) -> Iterator[tuple[int, Any]]:
+def _decode_sparse(
+    source: Source, probe: VideoProbe, wanted: Sequence[int], stats: DecodeStats
+) -> Iterator[tuple[int, Any]]:
     assert probe.pts_T is not None
     keyframes = [int(i) for i in np.flatnonzero(probe.keyframe_T)]
     with open_video(source, stage="tokenize") as (container, stream):

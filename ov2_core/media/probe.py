@@ -9,7 +9,7 @@ Times are seconds since the file's first shown frame, whatever clock the contain
 discards are not shown and do not count. Shape letter: T shown frames in the range.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -112,8 +112,31 @@ def probe_video(source: Source, *, start_seconds: float | None = None, end_secon
     with open_video(source, stage="probe") as (container, stream):
         packets = _demux(container, stream)
         if not packets.size:
-            raise BadItemError("no_decodable_frame", "the video stream holds no packet; the file is cut off or empty", stage="probe")
+            raise BadItemError(
+                "no_decodable_frame", "the video stream holds no packet; the file is cut off or empty", stage="probe"
+            )
         return _describe(container, stream, packets, start_seconds, end_seconds)
+
+
+def restrict(probe: VideoProbe, indices_T: npt.NDArray[np.int64]) -> VideoProbe:
+    """The probe of a damaged clip cut down to the frames that decode; t counts from the first of them.
+
+    Args:
+        indices_T: ascending, not empty.
+    """
+    seconds = probe.seconds_T[indices_T]
+    last = float(probe.seconds_T[-1])
+    end = probe.seconds_T[0] + probe.duration_seconds if seconds[-1] == last else probe.seconds_T[indices_T[-1] + 1]
+    return replace(
+        probe,
+        timeline=fit_timeline(seconds, [probe.timeline.fps]),
+        pts_T=None if probe.pts_T is None else probe.pts_T[indices_T],
+        frame_bytes_T=probe.frame_bytes_T[indices_T],
+        keyframe_T=probe.keyframe_T[indices_T],
+        anchor_distance_T2=probe.anchor_distance_T2[indices_T],
+        seconds_T=seconds,
+        duration_seconds=float(end - seconds[0]),
+    )
 
 
 def _demux(container: Any, stream: Any) -> _Packets:
@@ -217,7 +240,11 @@ def _time_stamps(packets: _Packets, flags: list[str]) -> tuple[npt.NDArray[np.in
     if known * 2 > len(packets.pts):  # a few gaps: packets without a stamp join the frame before them
         filled: list[int] = []
         for value in packets.pts:
-            filled.append(value if value is not None else (filled[-1] if filled else next(v for v in packets.pts if v is not None)))
+            filled.append(
+                value
+                if value is not None
+                else (filled[-1] if filled else next(v for v in packets.pts if v is not None))
+            )
         flags.append("missing_pts")
         return np.array(filled, np.int64), False
     flags.append("missing_pts")

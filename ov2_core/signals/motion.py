@@ -97,7 +97,8 @@ def _overlap(length_px: int, parts: int) -> npt.NDArray[np.float32]:
     low = np.maximum(edges[:-1, None], np.arange(cells) * CELL_PX)
     high = np.minimum(edges[1:, None], np.minimum((np.arange(cells) + 1) * CELL_PX, length_px))
     overlap = np.clip(high - low, 0, None)
-    return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    share: npt.NDArray[np.float32] = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    return share
 
 
 def turn_offsets(
@@ -155,12 +156,12 @@ def _difference(current, previous, top, left, dy, dx, side, limit):  # type: ign
     for r in range(side):
         if inside:
             for c in range(side):
-                total += abs(np.int32(current[top + r, left + c]) - np.int32(previous[top + r + dy, left + c + dx]))
+                total += abs(int(current[top + r, left + c]) - int(previous[top + r + dy, left + c + dx]))
         else:
             y = min(max(top + r + dy, 0), height - 1)
             for c in range(side):
                 x = min(max(left + c + dx, 0), width - 1)
-                total += abs(np.int32(current[top + r, left + c]) - np.int32(previous[y, x]))
+                total += abs(int(current[top + r, left + c]) - int(previous[y, x]))
         if total >= limit:
             return limit
     return total

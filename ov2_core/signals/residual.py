@@ -41,13 +41,13 @@ def _residual(luma, previous, offset, side, result):  # type: ignore[no-untyped-
             if top + dy >= 0 and left + dx >= 0 and top + dy + side <= height and left + dx + side <= width:
                 for r in range(top, top + side):
                     for c in range(left, left + side):
-                        total += abs(np.int32(luma[r, c]) - np.int32(previous[r + dy, c + dx]))
+                        total += abs(int(luma[r, c]) - int(previous[r + dy, c + dx]))
             else:
                 for r in range(top, top + side):
                     y = min(max(r + dy, 0), height - 1)
                     for c in range(left, left + side):
                         x = min(max(c + dx, 0), width - 1)
-                        total += abs(np.int32(luma[r, c]) - np.int32(previous[y, x]))
+                        total += abs(int(luma[r, c]) - int(previous[y, x]))
             result[row, column] = total / (side * side)
 
 
@@ -63,10 +63,10 @@ def _halve(luma, result):  # type: ignore[no-untyped-def]
     for r in range(result.shape[0]):
         for c in range(result.shape[1]):
             total = (
-                np.int32(luma[2 * r, 2 * c])
-                + np.int32(luma[2 * r, 2 * c + 1])
-                + np.int32(luma[2 * r + 1, 2 * c])
-                + np.int32(luma[2 * r + 1, 2 * c + 1])
+                int(luma[2 * r, 2 * c])
+                + int(luma[2 * r, 2 * c + 1])
+                + int(luma[2 * r + 1, 2 * c])
+                + int(luma[2 * r + 1, 2 * c + 1])
             )
             result[r, c] = (total + 2) // 4
 
@@ -95,5 +95,5 @@ def _features(luma, block_px, side, columns, result):  # type: ignore[no-untyped
             total = 0
             for r in range(y, y + cell):
                 for c in range(x, x + cell):
-                    total += np.int32(luma[r, c])
+                    total += int(luma[r, c])
             result[block, f] = np.float32(total) / area

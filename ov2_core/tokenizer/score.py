@@ -18,12 +18,6 @@ RESIDUAL_FLOOR = 1.0
 """Gray levels."""
 
 
-def to_blocks(map_HW: npt.NDArray[np.float32], merge: int) -> npt.NDArray[np.float32]:
-    """[B] mean of each merge x merge square of patches, blocks row-major."""
-    rows, columns = map_HW.shape[0] // merge, map_HW.shape[1] // merge
-    return map_HW.reshape(rows, merge, columns, merge).mean(axis=(1, 3), dtype=np.float32).reshape(-1)
-
-
 def score_blocks(
     motion_TB: npt.NDArray[np.float32],
     residual_TB: npt.NDArray[np.float32],
@@ -40,7 +34,8 @@ def score_blocks(
     motion = _normalise(motion_TB, MOTION_FLOOR_PX, config)
     residual = _normalise(residual_TB, RESIDUAL_FLOOR, config)
     score = config.motion_weight * motion + config.residual_weight * residual + config.intra_weight * intra_TB
-    return score.astype(np.float32)
+    result: npt.NDArray[np.float32] = score.astype(np.float32)
+    return result
 
 
 def _normalise(values_TB: npt.NDArray[np.float32], floor: float, config: ScoreConfig) -> npt.NDArray[np.float32]:

@@ -1,0 +1,108 @@
+"""Stills: any format Pillow reads, upright by EXIF, as RGB on a white ground."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ov2_core.errors import BadItemError
+from ov2_core.media.container import Source
+from schemas.video import ProbeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StillImage:
+    """A decoded still."""
+
+    image: Image.Image
+    codec: str
+    flags: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """Pixels, upright."""
+        return self.image.width
+
+    @property
+    def height(self) -> int:
+        """Pixels, upright."""
+        return self.image.height
+
+    def resized(self, width_px: int, height_px: int) -> npt.NDArray[np.uint8]:
+        """[height, width, 3] uint8 RGB, area-averaged when smaller (box filter), bicubic when larger."""
+        if (width_px, height_px) == self.image.size:
+            return np.asarray(self.image)
+        smaller = width_px <= self.width and height_px <= self.height
+        resampling = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+        return np.asarray(self.image.resize((width_px, height_px), resampling))
+
+
+def load_image(source: Source, *, max_source_px: int) -> StillImage:
+    """Decode a still; of an animation, the first frame.
+
+    Raises:
+        BadItemError: source_missing, source_empty, not_media (unreadable or cut off) or too_large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                codec = (image.format or "unknown").lower()
+                if image.width * image.height > max_source_px:
+                    raise BadItemError(
+                        "too_large",
+                        f"{image.width} x {image.height} px exceeds max_source_px ({max_source_px}); raise it or drop the row",
+                    )
+                flags = ("first_of_animation",) if getattr(image, "n_frames", 1) > 1 else ()
+                upright = ImageOps.exif_transpose(image)
+                assert upright is not None
+                return StillImage(_to_rgb(upright), codec, flags)
+    except FileNotFoundError:
+        raise BadItemError("source_missing", f"no such file: {source}; check the manifest's path") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadItemError):
+            raise
+        raise BadItemError("not_media", f"Pillow reads no image from it ({error}); is it complete?") from None
+    except OSError as error:
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        raise BadItemError("not_media", f"the image is damaged or cut off ({error})") from None
+
+
+def probe_image(source: Source, *, max_source_px: int = 8192 * 8192, size_bytes: int = 0) -> ProbeRecord:
+    """What a plan stores of a still. Decodes it, for a cut-off image shows only then.
+
+    Raises:
+        BadItemError: as load_image.
+    """
+    image = load_image(source, max_source_px=max_source_px)
+    return ProbeRecord(
+        media="image",
+        container=image.codec,
+        codec=image.codec,
+        pixel_format="rgb24",
+        width_px=image.width,
+        height_px=image.height,
+        num_frames=1,
+        duration_seconds=0.0,
+        fps=None,
+        variable_rate=False,
+        rotation_degrees=0,
+        size_bytes=size_bytes,
+        video_bytes=size_bytes,
+        flags=list(image.flags),
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16-bit gray: Pillow would clip, not scale
+        return Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(ground, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,346 @@
+"""tokenize_video: a path or file in, a TokenizedVideo out. The one file that composes media, signals and tokenizer.
+
+Codec mode, one pass: probe by demuxing -> partition -> decode every frame once -> signals -> an open group collects
+candidates -> its blocks are selected and packed when its last frame has come. Memory is bounded by one group's candidates,
+whatever the length of the clip. Uniform mode decodes only what it must. If frames that the probe promised do not decode (a
+damaged file), the clip is tokenized again on the frames that do.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ov2_core.config import TokenizerConfig
+from ov2_core.errors import BadItemError
+from ov2_core.media.container import Source
+from ov2_core.media.decode import DecodeStats, Scaler, decode_frames
+from ov2_core.media.image import load_image
+from ov2_core.media.probe import VideoProbe, probe_video, restrict
+from ov2_core.signals.frame import SignalExtractor
+from ov2_core.tokenized import Group, TokenizedVideo
+from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
+from ov2_core.tokenizer.frames import FRAMES_PER_WINDOW, fit_size, num_uniform_frames, sample_uniform
+from ov2_core.tokenizer.gop import bit_cost, num_groups, partition
+from ov2_core.tokenizer.group import FramePick, OpenGroup
+
+COST_BINS = 512
+PACK_CHUNK = 16
+"""Frames turned to RGB at a time while packing."""
+
+
+def tokenize_video(
+    source: Source, config: TokenizerConfig, *, start_seconds: float | None = None, end_seconds: float | None = None
+) -> TokenizedVideo:
+    """Tokenize one video, or a range of it.
+
+    Args:
+        source: local path, or seekable binary file.
+        config: mode "codec" or "uniform".
+        start_seconds, end_seconds: half-open range from the file's first shown frame.
+
+    Returns:
+        Canvases or frames with the source place of every patch. Deterministic.
+
+    Raises:
+        ValueError: mode "still" (see tokenize_image).
+        BadItemError: the file holds no decodable video in the range, or is too large.
+    """
+    if config.mode == "still":
+        raise ValueError('mode "still" tokenizes images; use tokenize_image')
+    clock = _Clock()
+    probe = probe_video(source, start_seconds=start_seconds, end_seconds=end_seconds)
+    if probe.coded_width_px * probe.coded_height_px > config.max_source_px:
+        raise BadItemError(
+            "too_large",
+            f"{probe.coded_width_px} x {probe.coded_height_px} px exceeds max_source_px ({config.max_source_px}); raise it or drop the row",
+        )
+    clock.lap("probe")
+    stats = DecodeStats()
+    flags = set(probe.flags)
+    while True:
+        run = _tokenize_codec if config.mode == "codec" else _tokenize_uniform
+        result = run(source, probe, config, stats, clock)
+        if isinstance(result, TokenizedVideo):
+            break
+        flags.add("undecodable_frames")
+        if not len(result):
+            raise BadItemError(
+                "no_decodable_frame",
+                f"none of {probe.num_frames} frames decodes ({stats.decode_errors} errors); the file is damaged",
+            )
+        probe, stats = restrict(probe, result), DecodeStats()
+    if stats.decode_errors:
+        flags.add("decode_errors")
+    if stats.corrupt_frames:
+        flags.add("corrupt_frames")
+    if probe.timeline.variable_rate:
+        flags.add("variable_rate")
+    return replace(result, flags=tuple(sorted(flags)), timings_seconds=clock.seconds)
+
+
+def tokenize_image(source: Source, config: TokenizerConfig) -> TokenizedVideo:
+    """Tokenize one still at its native size (floored to the patch grid, at most config.still_area_px): one group, t = 0.
+
+    Raises:
+        BadItemError: source_missing, not_media or too_large.
+    """
+    clock = _Clock()
+    image = load_image(source, max_source_px=config.max_source_px)
+    width, height = fit_size(image.width, image.height, area_px=config.still_area_px, multiple_px=config.block_px)
+    pixels = image.resized(width, height)
+    positions = frame_positions(0, height // config.patch_px, width // config.patch_px)
+    clock.lap("decode")
+    return TokenizedVideo(
+        images_NHW3=pixels[None],
+        positions_NP3=positions[None],
+        fps=None,
+        groups=(Group(first_image=0, num_images=1, t_start=0, t_end=1, num_frames=1, bit_cost=1.0),),
+        mode="still",
+        policy=None,
+        patch_px=config.patch_px,
+        merge=config.merge,
+        first_shown_seconds=0.0,
+        duration_seconds=0.0,
+        num_source_frames=1,
+        codec=image.codec,
+        source_width_px=image.width,
+        source_height_px=image.height,
+        frame_bit_cost=np.zeros(0, np.float32),
+        flags=image.flags,
+        timings_seconds=clock.seconds,
+    )
+
+
+class _Clock:
+    """CPU seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.process_time()
+
+    def lap(self, step: str) -> None:
+        now = time.process_time()
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - self._last
+        self._last = now
+
+
+@dataclass(slots=True)
+class _Layout:
+    """Sizes of a clip's canvases: P = rows_p x columns_p patches."""
+
+    width: int
+    height: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, probe: VideoProbe, config: TokenizerConfig) -> "_Layout":
+        width, height = fit_size(probe.width_px, probe.height_px, area_px=config.area_px, multiple_px=config.block_px)
+        return cls(width, height, height // config.block_px, width // config.block_px)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.rows * self.columns
+
+    def scaler(self, probe: VideoProbe) -> Scaler:
+        return Scaler(width_px=self.width, height_px=self.height, rotation_degrees=probe.rotation_degrees)
+
+
+_Outcome = TokenizedVideo | npt.NDArray[np.int64]
+"""A result, or the indices of the frames that decode where some do not."""
+
+
+def _tokenize_codec(
+    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock
+) -> _Outcome:
+    groups = num_groups(probe.num_frames, config.budget, config.groups)
+    if groups == 0:  # too short for one group: each frame is a canvas of its own
+        return _tokenize_whole_frames(
+            source, probe, np.arange(min(probe.num_frames, config.budget)), config, stats, clock
+        )
+    layout = _Layout.of(probe, config)
+    scaler = layout.scaler(probe)
+    extractor = SignalExtractor(
+        height_px=layout.height,
+        width_px=layout.width,
+        coded_height_px=probe.coded_height_px,
+        coded_width_px=probe.coded_width_px,
+        patch_px=config.patch_px,
+        merge=config.merge,
+        turns=probe.rotation_degrees // 90,
+        features=config.policy == "evidence",
+    )
+    starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
+    images, positions = [], []
+    group, open_group, count = -1, None, 0
+    decoded = _timed(decode_frames(source, probe, stats=stats, motion_vectors=True), clock)
+    for expected, (index, frame) in enumerate(decoded):
+        if index != expected:
+            return np.array([*range(expected), index, *(i for i, _ in decoded)], np.int64)
+        count += 1
+        if index == starts[group + 1]:
+            group += 1
+            open_group = OpenGroup(
+                num_frames=int(starts[group + 1] - starts[group]),
+                num_blocks=layout.num_blocks,
+                fps=probe.fps,
+                config=config,
+            )
+        scaled = scaler.scaled(frame)
+        signals = extractor.extract(
+            scaler.luma(scaled),
+            vectors=_motion_vectors(frame),
+            frames_back=int(probe.anchor_distance_T2[index, 0]),
+            frames_ahead=int(probe.anchor_distance_T2[index, 1]),
+        )
+        assert open_group is not None
+        open_group.push(int(probe.timeline.ticks_T[index]), signals, scaled)
+        clock.lap("signals")
+        if index + 1 == starts[group + 1]:
+            picks = open_group.close()
+            clock.lap("select")
+            images.append(scaler.rgb(picks[0].pixels)[None])
+            positions.append(
+                frame_positions(picks[0].tick, layout.rows * config.merge, layout.columns * config.merge)[None]
+            )
+            canvases, places = pack_blocks(
+                _cut(picks[1:], scaler, config.block_px),
+                rows=layout.rows,
+                columns=layout.columns,
+                patch_px=config.patch_px,
+                merge=config.merge,
+            )
+            images.append(canvases)
+            positions.append(places)
+            open_group = None
+            clock.lap("pack")
+    if count < probe.num_frames:
+        return np.arange(count)
+    cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
+    share = np.add.reduceat(cost, starts[:-1]) / max(cost.sum(), 1.0)
+    ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
+    made = tuple(
+        Group(
+            first_image=g * config.groups.canvases_per_group,
+            num_images=config.groups.canvases_per_group,
+            t_start=ticks[starts[g]],
+            t_end=ticks[starts[g + 1]],
+            num_frames=int(starts[g + 1] - starts[g]),
+            bit_cost=float(share[g]),
+        )
+        for g in range(groups)
+    )
+    return _result(probe, config, np.concatenate(images), np.concatenate(positions), made)
+
+
+def _tokenize_uniform(
+    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock
+) -> _Outcome:
+    count = num_uniform_frames(probe.num_frames, probe.duration_seconds, config)
+    return _tokenize_whole_frames(source, probe, sample_uniform(probe.seconds_T, count), config, stats, clock)
+
+
+def _tokenize_whole_frames(
+    source: Source,
+    probe: VideoProbe,
+    chosen: npt.NDArray[np.int64],
+    config: TokenizerConfig,
+    stats: DecodeStats,
+    clock: _Clock,
+) -> _Outcome:
+    """Frames shown whole, in windows of four."""
+    layout = _Layout.of(probe, config)
+    scaler = layout.scaler(probe)
+    images, got = [], []
+    for index, frame in decode_frames(source, probe, stats=stats, wanted=chosen.tolist()):
+        images.append(scaler.rgb(scaler.scaled(frame)))
+        got.append(index)
+    clock.lap("decode")
+    if got != chosen.tolist():
+        every = DecodeStats()
+        return np.array([i for i, _ in decode_frames(source, probe, stats=every)], np.int64)
+    ticks = probe.timeline.ticks_T[chosen]
+    positions = [frame_positions(int(t), layout.rows * config.merge, layout.columns * config.merge) for t in ticks]
+    cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
+    edges = [0, *chosen[FRAMES_PER_WINDOW::FRAMES_PER_WINDOW].tolist(), probe.num_frames]
+    all_ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
+    groups = tuple(
+        Group(
+            first_image=g * FRAMES_PER_WINDOW,
+            num_images=min(FRAMES_PER_WINDOW, len(chosen) - g * FRAMES_PER_WINDOW),
+            t_start=all_ticks[low],
+            t_end=all_ticks[high],
+            num_frames=high - low,
+            bit_cost=float(cost[low:high].sum() / max(cost.sum(), 1.0)),
+        )
+        for g, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
+    )
+    return _result(probe, config, np.stack(images), np.stack(positions), groups)
+
+
+def _timed(frames: Iterator[tuple[int, Any]], clock: _Clock) -> Iterator[tuple[int, Any]]:
+    for item in frames:
+        clock.lap("decode")
+        yield item
+
+
+def _motion_vectors(frame: Any) -> npt.NDArray[np.void] | None:
+    """The exported vectors; None where there are none or where fields make them useless."""
+    if frame.interlaced_frame:
+        return None
+    vectors = frame.side_data.get("MOTION_VECTORS")
+    array = None if vectors is None else vectors.to_ndarray()
+    return array if array is not None and len(array) else None
+
+
+def _cut(
+    picks: list[FramePick], scaler: Scaler, block_px: int
+) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+    for pick in picks:
+        yield pick.tick, pick.blocks, cut_blocks(scaler.rgb(pick.pixels), pick.blocks, block_px=block_px)
+
+
+def _end_tick(probe: VideoProbe) -> int:
+    """One past the last tick: where the last frame ends."""
+    last = int(probe.timeline.ticks_T[-1])
+    return max(last + 1, round(probe.duration_seconds * probe.fps))
+
+
+def _binned_cost(probe: VideoProbe, config: TokenizerConfig) -> npt.NDArray[np.float32]:
+    cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
+    bins = min(COST_BINS, len(cost))
+    where = np.minimum((probe.seconds_T - probe.seconds_T[0]) / max(probe.duration_seconds, 1e-9) * bins, bins - 1)
+    binned = np.bincount(where.astype(np.int64), cost, minlength=bins)
+    share: npt.NDArray[np.float32] = (binned / max(binned.sum(), 1.0)).astype(np.float32)
+    return share
+
+
+def _result(
+    probe: VideoProbe,
+    config: TokenizerConfig,
+    images: npt.NDArray[np.uint8],
+    positions: npt.NDArray[np.int32],
+    groups: tuple[Group, ...],
+) -> TokenizedVideo:
+    return TokenizedVideo(
+        images_NHW3=images,
+        positions_NP3=positions,
+        fps=probe.fps,
+        groups=groups,
+        mode=config.mode,
+        policy=config.policy if config.mode == "codec" else None,
+        patch_px=config.patch_px,
+        merge=config.merge,
+        first_shown_seconds=float(probe.seconds_T[0]),
+        duration_seconds=probe.duration_seconds,
+        num_source_frames=probe.num_frames,
+        codec=probe.codec,
+        source_width_px=probe.width_px,
+        source_height_px=probe.height_px,
+        frame_bit_cost=_binned_cost(probe, config),
+        flags=(),
+    )

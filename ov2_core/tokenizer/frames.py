@@ -1,0 +1,55 @@
+"""Uniform sampling and sizes: how many frames, which ones, and how large an image is on the patch grid."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ov2_core.config import TokenizerConfig
+
+FRAMES_PER_WINDOW = 4
+"""Readers attend over windows of this many frames."""
+
+
+def fit_size(width_px: int, height_px: int, *, area_px: int, multiple_px: int) -> tuple[int, int]:
+    """Largest (width, height) of about the same aspect ratio with both sides multiples of `multiple_px`.
+
+    The source is scaled down to `area_px` if it is larger, never up (but for sides below one multiple), and each side is then
+    floored to the grid.
+    """
+    scale = min(1.0, math.sqrt(area_px / (width_px * height_px)))
+    width = max(multiple_px, int(width_px * scale + 1e-6) // multiple_px * multiple_px)
+    height = max(multiple_px, int(height_px * scale + 1e-6) // multiple_px * multiple_px)
+    limit = max(multiple_px, area_px // multiple_px**2 * multiple_px)
+    if width * height > area_px:  # an extreme aspect ratio whose short side was lifted to one multiple
+        width, height = min(width, limit), min(height, limit)
+    return width, height
+
+
+def num_uniform_frames(num_frames: int, duration_seconds: float, config: TokenizerConfig) -> int:
+    """Frames to sample: the budget, or with budget 0 the first entry of frames_by_seconds longer than the clip, else max_frames."""
+    wanted = config.budget
+    if wanted == 0:
+        shorter = (count for limit, count in config.frames_by_seconds if duration_seconds < limit)
+        wanted = next(shorter, config.max_frames)
+    return min(wanted, num_frames)
+
+
+def sample_uniform(seconds_T: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """[count] ascending, distinct frame indices at equal steps of time from the first frame to the last.
+
+    Even in time rather than in frame number, which differs for variable-rate clips; where two targets fall on one frame the
+    later moves on to the next free one.
+    """
+    total = len(seconds_T)
+    if not 1 <= count <= total:
+        raise ValueError(f"count must be in 1..{total}, got {count}")
+    if count == 1:
+        return np.zeros(1, np.int64)
+    targets = np.linspace(seconds_T[0], seconds_T[-1], count)
+    right = np.clip(np.searchsorted(seconds_T, targets), 1, total - 1)
+    nearer_left = targets - seconds_T[right - 1] <= seconds_T[right] - targets
+    chosen = np.where(nearer_left, right - 1, right).astype(np.int64)
+    step = np.arange(count)
+    chosen = np.maximum.accumulate(chosen - step) + step
+    return np.minimum(chosen, total - count + step)
