@@ -4,21 +4,20 @@ Enters: a stored sample. Leaves: strings, with pad tokens abbreviated as `<|imag
 (The file is not named inspect.py: that is a module of the standard library.)
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from ov2_core.report.rebuild import StoredSample, block_sources, grid_blocks
+from ov2_core.report.rebuild import block_sources, grid_blocks
+from ov2_core.storage.reader import StoredSample
 from schemas.tokens import Provenance, SampleRecord
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 PLACEHOLDERS = ("<video>", "<image>")
 
 
-def vision_runs(record: SampleRecord, positions: Sequence[npt.NDArray[np.int32]]) -> list[tuple[int, int]]:
+def vision_runs(record: SampleRecord, positions_NP3: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
     """(t, merged tokens) of each vision run: consecutive blocks, across images too, that share one source time."""
-    t_E = np.concatenate([block_sources(record, positions_P3)[:, 0] for positions_P3 in positions])
+    t_E = np.concatenate([block_sources(record, positions_P3)[:, 0] for positions_P3 in positions_NP3])
     starts = np.flatnonzero(np.r_[True, t_E[1:] != t_E[:-1]])
     lengths = np.diff(np.r_[starts, len(t_E)])
     return [(int(t), int(length)) for t, length in zip(t_E[starts], lengths, strict=True)]
@@ -57,15 +56,15 @@ def split_messages(record: SampleRecord) -> list[tuple[str, str, str | None]]:
     return turns
 
 
-def build_text(record: SampleRecord, positions: Sequence[npt.NDArray[np.int32]]) -> str:
+def build_text(record: SampleRecord, positions_NP3: npt.NDArray[np.int32]) -> str:
     """The ChatML sequence with one vision run per source time; pads abbreviated, so for eyes and not for a tokenizer.
 
     Args:
-        positions: N arrays int32 [P, 3] in image order.
+        positions_NP3: int32, in image order.
     """
     runs = "".join(
         f"{time_tag(record, t)}<|vision_start|><|image_pad|>×{length}<|vision_end|>\n"
-        for t, length in vision_runs(record, positions)
+        for t, length in vision_runs(record, positions_NP3)
     )
     return "".join(
         f"<|im_start|>{role}\n{before}{'' if after is None else runs + after}<|im_end|>\n"
@@ -77,12 +76,12 @@ def describe_sample(stored: StoredSample) -> str:
     """Groups, times, budget, places and text of one sample, as lines for a terminal."""
     record, source = stored.record, stored.record.provenance
     rows, columns = grid_blocks(record)
-    sources = [block_sources(record, positions_P3) for positions_P3 in stored.positions]
+    sources = [block_sources(record, positions_P3) for positions_P3 in stored.positions_NP3]
     sources_E3 = np.concatenate(sources)
     times = np.unique(sources_E3[:, 0])
     seen = len(np.unique(sources_E3, axis=0))
     cut = _cut_text(source)
-    jpeg_bytes = sum(map(len, stored.jpegs))
+    jpeg_bytes = sum(len(stored.member(name)) for name in record.image_keys)
     policy = f", policy {record.policy}" if record.policy else ""
     rate = f", {record.fps:g} ticks a second" if record.fps else ""
     lines = [
@@ -110,7 +109,7 @@ def describe_sample(stored: StoredSample) -> str:
             f"  {index + 1:>5}  {f'{group.first_image}-{last}':<8}  {span:<16}  {group.num_frames:>6}  "
             f"{len(blocks):>6}  {len(np.unique(blocks[:, 0])):>5}  {group.bit_cost:>4.0%}"
         )
-    return "\n".join([*lines, "", build_text(record, stored.positions).rstrip("\n")]) + "\n"
+    return "\n".join([*lines, "", build_text(record, stored.positions_NP3).rstrip("\n")]) + "\n"
 
 
 def _clock(record: SampleRecord, t: int) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ov2_core.report.rebuild import StoredSample, block_sources, decode_jpegs, grid_blocks
+from ov2_core.report.rebuild import block_sources, grid_blocks
+from ov2_core.storage.reader import StoredSample
 from schemas.tokens import GroupRecord, SampleRecord
 
 TIME_RAMP = ((77, 107, 254), (16, 178, 190), (132, 204, 60), (250, 190, 40), (249, 86, 79))
@@ -72,8 +73,9 @@ def draw_sample(
     _, columns = grid_blocks(record)
     shown_px = max(8, round(image_width_px / columns))
     rows = _rows(record, max_groups)
-    sources = {i: block_sources(record, stored.positions[i]) for row in rows for i in row.images}
-    pixels = {i: decode_jpegs([stored.jpegs[i]])[0] for i in sources}
+    positions_NP3 = stored.positions_NP3
+    sources = {i: block_sources(record, positions_NP3[i]) for row in rows for i in row.images}
+    pixels = {i: stored.image(i) for i in sources}
 
     across = min(_COLUMNS, max(len(row.images) for row in rows))
     tile_w, tile_h = _tile_size(record, shown_px)

@@ -7,36 +7,16 @@ wins. The viewer's JavaScript follows the same rule, and a test holds the two ag
 Shape letters: N images, P patches of an image, B blocks of an image, E blocks of a sample, T times, H x W pixels.
 """
 
-import io
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from ov2_core.storage.reader import StoredSample
 from schemas.tokens import SampleRecord
 
 UNSEEN_GREY = 128
 """Value of a pixel for whose place no evidence was given yet."""
-
-
-class StoredSample(Protocol):
-    """What the report needs of a sample read from a shard."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def record(self) -> SampleRecord: ...
-
-    @property
-    def jpegs(self) -> Sequence[bytes]:
-        """N encoded images, in the record's order."""
-
-    @property
-    def positions(self) -> Sequence[npt.NDArray[np.int32]]:
-        """N arrays int32 [P, 3] = (t, h, w), raster order of patches."""
 
 
 def grid_blocks(record: SampleRecord) -> tuple[int, int]:
@@ -71,15 +51,6 @@ def block_sources(record: SampleRecord, positions_P3: npt.NDArray[np.int32]) -> 
     return blocks.astype(np.int32)
 
 
-def decode_jpegs(jpegs: Sequence[bytes]) -> npt.NDArray[np.uint8]:
-    """uint8 RGB [N, H, W, 3]."""
-    frames = []
-    for data in jpegs:
-        with Image.open(io.BytesIO(data)) as image:
-            frames.append(np.asarray(image.convert("RGB")))
-    return np.stack(frames)
-
-
 def rebuild_frames(stored: StoredSample, times_seconds: Sequence[float]) -> npt.NDArray[np.uint8]:
     """The clip at the given times, held block by block from the evidence given up to each.
 
@@ -92,12 +63,12 @@ def rebuild_frames(stored: StoredSample, times_seconds: Sequence[float]) -> npt.
     record = stored.record
     rows, columns = grid_blocks(record)
     block_px = record.patch_px * record.merge
-    sources_E3 = np.concatenate([block_sources(record, positions) for positions in stored.positions])
+    sources_E3 = np.concatenate([block_sources(record, positions) for positions in stored.positions_NP3])
     order = np.argsort(sources_E3[:, 0], kind="stable")
     t_E = sources_E3[order, 0]
     place_E = sources_E3[order, 1] * columns + sources_E3[order, 2]
 
-    images = decode_jpegs(stored.jpegs)
+    images = stored.images_NHW3
     pixels_E = images.reshape(len(images), rows, block_px, columns, block_px, 3).transpose(0, 1, 3, 2, 4, 5)
     pixels_E = pixels_E.reshape(-1, block_px, block_px, 3)[order]
 

@@ -1,23 +1,17 @@
 """Synthetic stored samples: frames whose pixels tell their time and place, and blocks chosen by a seeded generator."""
 
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from schemas.tokens import GroupRecord, Provenance, SampleRecord
+from ov2_core.config import TokenizerConfig
+from ov2_core.storage.reader import StoredSample
+from ov2_core.storage.writer import EncodedSample, canonical_json, encode_sample
+from ov2_core.tokenized import Group, TokenizedVideo
+from schemas.tokens import Provenance, SampleRecord
 from schemas.video import Message
-
-
-@dataclass(frozen=True)
-class FakeStored:
-    key: str
-    record: SampleRecord
-    jpegs: tuple[bytes, ...]
-    positions: tuple[np.ndarray, ...]
 
 
 def draw_frame(t: int, *, rows: int, columns: int, block_px: int) -> np.ndarray:
@@ -30,12 +24,6 @@ def draw_frame(t: int, *, rows: int, columns: int, block_px: int) -> np.ndarray:
     return blocks.repeat(block_px, axis=0).repeat(block_px, axis=1)
 
 
-def to_jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling="4:2:0")
-    return buffer.getvalue()
-
-
 def patch_positions(blocks_B3: np.ndarray, *, rows: int, columns: int, merge: int = 2) -> np.ndarray:
     """(t, row, column) of blocks -> (t, h, w) of patches, raster order."""
     t = blocks_B3[:, 0].reshape(rows, columns).repeat(merge, 0).repeat(merge, 1)
@@ -46,24 +34,20 @@ def patch_positions(blocks_B3: np.ndarray, *, rows: int, columns: int, merge: in
     return np.stack([t, h, w], axis=-1).reshape(-1, 3).astype(np.int32)
 
 
-def make_stored(
+def _make_tokenized(
     *,
-    key: str = "clip_0",
-    video_id: str = "clip 0",
     num_groups: int = 2,
     rows: int = 3,
     columns: int = 4,
     frames_per_group: int = 20,
     fps: float = 10.0,
-    messages: list[Message] | None = None,
     seed: int = 0,
     flags: tuple[str, ...] = (),
-    uri: str = "videos/clip 0.mp4",
-    line: int = 1,
-) -> FakeStored:
+) -> TokenizedVideo:
+    """Groups of one whole frame and three canvases of blocks drawn without repetition from the group's other frames."""
     block_px, cells = 28, rows * columns
     rng = np.random.default_rng(seed)
-    jpegs, positions, groups = [], [], []
+    images, positions, groups = [], [], []
     for g in range(num_groups):
         start = g * frames_per_group
         whole = np.array([(start, r, c) for r in range(rows) for c in range(columns)])
@@ -79,10 +63,10 @@ def make_stored(
                 image[y : y + block_px, x : x + block_px] = source[
                     r * block_px : (r + 1) * block_px, c * block_px : (c + 1) * block_px
                 ]
-            jpegs.append(to_jpeg(image))
+            images.append(image)
             positions.append(patch_positions(blocks, rows=rows, columns=columns))
         groups.append(
-            GroupRecord(
+            Group(
                 first_image=4 * g,
                 num_images=4,
                 t_start=start,
@@ -92,56 +76,97 @@ def make_stored(
             )
         )
     total_frames = num_groups * frames_per_group
-    record = SampleRecord(
-        messages=messages
-        or [
-            Message(role="user", content="Describe this video."),
-            Message(role="assistant", content="A clip."),
-        ],
-        image_keys=[f"img_{i:03d}.jpg" for i in range(len(jpegs))],
-        patch_positions_keys=[f"patch_positions_{i:03d}.npy" for i in range(len(jpegs))],
+    return TokenizedVideo(
+        images_NHW3=np.stack(images),
+        positions_NP3=np.stack(positions),
         fps=fps,
-        timestamp_decimal=1,
-        media="video",
+        groups=tuple(groups),
         mode="codec",
         policy="evidence",
-        image_width_px=columns * block_px,
-        image_height_px=rows * block_px,
         patch_px=14,
         merge=2,
-        num_tokens=len(jpegs) * cells,
-        token_budget=2 * len(jpegs) * cells,
-        groups=groups,
-        frame_bit_cost=[1 / total_frames] * total_frames,
-        flags=list(flags),
-        positions_digest="0" * 64,
-        provenance=Provenance(
-            id=video_id,
-            uri=uri,
-            start_seconds=None,
-            end_seconds=None,
-            first_shown_seconds=0.0,
-            source=None,
-            tags=[],
-            manifest_line=line,
-            size_bytes=1000,
-            codec="h264",
-            width_px=columns * 40,
-            height_px=rows * 40,
-            num_frames=total_frames,
-            duration_seconds=total_frames / fps,
-            generator="test",
-            config_digest="0" * 16,
-        ),
+        first_shown_seconds=0.0,
+        duration_seconds=total_frames / fps,
+        num_source_frames=total_frames,
+        codec="h264",
+        source_width_px=columns * 40,
+        source_height_px=rows * 40,
+        frame_bit_cost=np.full(min(total_frames, 512), 1 / min(total_frames, 512), np.float32),
+        flags=flags,
     )
-    return FakeStored(key, record, tuple(jpegs), tuple(positions))
+
+
+def _make_encoded(
+    tokenized: TokenizedVideo,
+    *,
+    key: str = "clip_0",
+    video_id: str = "clip 0",
+    uri: str = "videos/clip 0.mp4",
+    line: int = 1,
+    messages: list[Message] | None = None,
+) -> EncodedSample:
+    default = [Message(role="user", content="Describe this video."), Message(role="assistant", content="A clip.")]
+    provenance = Provenance(
+        id=video_id,
+        uri=uri,
+        start_seconds=None,
+        end_seconds=None,
+        first_shown_seconds=0.0,
+        source=None,
+        tags=[],
+        manifest_line=line,
+        size_bytes=1000,
+        codec=tokenized.codec,
+        width_px=tokenized.source_width_px,
+        height_px=tokenized.source_height_px,
+        num_frames=tokenized.num_source_frames,
+        duration_seconds=tokenized.duration_seconds,
+        generator="test",
+        config_digest="0" * 16,
+    )
+    config = TokenizerConfig(policy="evidence", budget=16, area_px=112 * 84)
+    return encode_sample(tokenized, key=key, provenance=provenance, messages=messages or default, config=config)
+
+
+def make_stored(
+    *,
+    key: str = "clip_0",
+    video_id: str = "clip 0",
+    uri: str = "videos/clip 0.mp4",
+    messages: list[Message] | None = None,
+    **shape: Any,
+) -> StoredSample:
+    encoded = _make_encoded(_make_tokenized(**shape), key=key, video_id=video_id, uri=uri, messages=messages)
+    return StoredSample(key=key, tar_name="", members=encoded.members)
 
 
 @pytest.fixture
-def stored_factory() -> Callable[..., FakeStored]:
+def stored_factory() -> Callable[..., StoredSample]:
     return make_stored
 
 
 @pytest.fixture
-def stored() -> FakeStored:
+def stored() -> StoredSample:
     return make_stored()
+
+
+@pytest.fixture
+def with_record() -> Callable[..., StoredSample]:
+    """A stored sample with fields of its record changed."""
+
+    def change(stored: StoredSample, **fields: Any) -> StoredSample:
+        record = SampleRecord.model_validate({**stored.record.model_dump(), **fields})
+        members = [(name, data) for name, data in stored.members if name != "json"]
+        return StoredSample(key=stored.key, tar_name="", members=[*members, ("json", canonical_json(record))])
+
+    return change
+
+
+@pytest.fixture
+def make_tokenized() -> Callable[..., TokenizedVideo]:
+    return _make_tokenized
+
+
+@pytest.fixture
+def make_encoded() -> Callable[..., EncodedSample]:
+    return _make_encoded

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from ov2_core.report.draw import draw_sample, ramp_colour
-from ov2_core.report.rebuild import decode_jpegs
 
 
 def find_tile(picture: np.ndarray, tile: np.ndarray) -> tuple[int, int] | None:
@@ -18,7 +17,7 @@ def find_tile(picture: np.ndarray, tile: np.ndarray) -> tuple[int, int] | None:
 
 def test_draw_without_overlay_shows_every_canvas_unchanged_in_order(stored):
     picture = np.asarray(draw_sample(stored, overlay=False, image_width_px=stored.record.image_width_px))
-    places = [find_tile(picture, tile) for tile in decode_jpegs(stored.jpegs)]
+    places = [find_tile(picture, tile) for tile in stored.images_NHW3]
     assert None not in places
     assert places == sorted(places)
     assert len({y for y, _ in places}) == len(stored.record.groups)
@@ -38,22 +37,20 @@ def test_draw_bounds_the_number_of_groups(stored_factory, max_groups):
     assert draw_sample(stored, max_groups=max_groups).height < draw_sample(stored).height
 
 
-def test_draw_packs_single_frames_four_in_a_row(stored_factory):
+def test_draw_packs_single_frames_four_in_a_row(stored_factory, with_record):
     stored = stored_factory(num_groups=2)
     singles = [
         group.model_copy(update={"first_image": 4 * g + i, "num_images": 1})
         for g, group in enumerate(stored.record.groups)
         for i in range(4)
     ]
-    uniform = stored.record.model_copy(update={"groups": singles, "mode": "uniform", "policy": None})
-    picture = draw_sample(type(stored)(stored.key, uniform, stored.jpegs, stored.positions))
+    picture = draw_sample(with_record(stored, groups=singles, mode="uniform", policy=None))
     assert picture.size == draw_sample(stored).size
 
 
-def test_draw_takes_a_still_and_an_endless_id(stored_factory):
+def test_draw_takes_a_still_and_an_endless_id(stored_factory, with_record):
     stored = stored_factory(num_groups=1, video_id="x" * 5000 + "\nы漢字")
-    still = stored.record.model_copy(update={"fps": None, "mode": "still", "media": "image", "policy": None})
-    picture = draw_sample(type(stored)(stored.key, still, stored.jpegs, stored.positions))
+    picture = draw_sample(with_record(stored, fps=None, mode="still", media="image", policy=None))
     assert picture.mode == "RGB"
 
 

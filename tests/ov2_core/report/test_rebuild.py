@@ -1,9 +1,12 @@
 """Hold reconstruction against a block-by-block loop, and the checks on positions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from ov2_core.report.rebuild import UNSEEN_GREY, block_sources, decode_jpegs, rebuild_frames
+from ov2_core.report.rebuild import UNSEEN_GREY, block_sources, rebuild_frames
+from ov2_core.storage.reader import StoredSample
 
 
 def rebuild_naively(stored, seconds):
@@ -11,7 +14,7 @@ def rebuild_naively(stored, seconds):
     side = record.patch_px * record.merge
     frame = np.full((record.image_height_px, record.image_width_px, 3), UNSEEN_GREY, np.uint8)
     best = {}
-    for image, positions in zip(decode_jpegs(stored.jpegs), stored.positions, strict=True):
+    for image, positions in zip(stored.images_NHW3, stored.positions_NP3, strict=True):
         for patch, (t, h, w) in enumerate(positions):
             py, px = divmod(patch, record.image_width_px // record.patch_px)
             if t <= seconds * record.fps and t >= best.get((h, w), -1):
@@ -31,10 +34,10 @@ def test_rebuild_agrees_with_a_naive_loop(stored_factory, seed):
         np.testing.assert_array_equal(frame, rebuild_naively(stored, seconds))
 
 
-def test_rebuild_is_grey_where_nothing_was_given_yet(stored_factory):
-    stored = stored_factory(num_groups=1)
-    late = [positions + np.array([5, 0, 0], np.int32) for positions in stored.positions]
-    shifted = type(stored)(stored.key, stored.record, stored.jpegs, tuple(late))
+def test_rebuild_is_grey_where_nothing_was_given_yet(make_tokenized, make_encoded):
+    tokenized = make_tokenized(num_groups=1)
+    late = dataclasses.replace(tokenized, positions_NP3=tokenized.positions_NP3 + np.array([5, 0, 0], np.int32))
+    shifted = StoredSample(key="late", tar_name="", members=make_encoded(late).members)
     assert (rebuild_frames(shifted, [0.4]) == UNSEEN_GREY).all()
     assert (rebuild_frames(shifted, [0.5]) != UNSEEN_GREY).any()
 
@@ -56,5 +59,5 @@ def test_rebuild_takes_times_in_any_order(stored):
 )
 def test_block_sources_refuses_positions_that_are_not_blocks(stored, change, message):
     with pytest.raises(ValueError, match=message) as error:
-        block_sources(stored.record, change(stored.positions[0]))
+        block_sources(stored.record, change(stored.positions_NP3[0]))
     assert "'clip 0'" in str(error.value)
