@@ -9,6 +9,7 @@ damaged file), the clip is tokenized again on the frames that do.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def tokenize_video(
     if probe.coded_width_px * probe.coded_height_px > config.max_source_px:
         raise BadItemError(
             "too_large",
-            f"{probe.coded_width_px} x {probe.coded_height_px} px exceeds max_source_px ({config.max_source_px}); raise it or drop the row",
+            f"{probe.coded_width_px} x {probe.coded_height_px} px exceeds max_source_px ({config.max_source_px}); raise it",
         )
     clock.lap("probe")
     stats = DecodeStats()
@@ -277,7 +278,7 @@ def _tokenize_whole_frames(
             num_frames=high - low,
             bit_cost=float(cost[low:high].sum() / max(cost.sum(), 1.0)),
         )
-        for g, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
+        for g, (low, high) in enumerate(pairwise(edges))
     )
     return _result(probe, config, np.stack(images), np.stack(positions), groups)
 

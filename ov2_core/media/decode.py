@@ -8,6 +8,7 @@ are turned to RGB (JPEG halves the chroma anyway).
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,10 +125,7 @@ def _decode_sparse(
                 if landing or probe.num_skipped:
                     container.seek(int(probe.pts_T[landing]), stream=stream, backward=True)
                 frames = _indexed(_decoded(container, stream, stats), probe, stats)
-            for index, frame in frames:
-                position = index
-                if index >= target:
-                    break
+            position, frame = next((item for item in frames if item[0] >= target), (-1, None))
             if position != target:
                 raise _SeekMissedError
             yield target, frame
@@ -149,10 +147,8 @@ def _decoded(container: Any, stream: Any, stats: DecodeStats) -> Iterator[Any]:
             return
         except av.error.FFmpegError:
             stats.decode_errors += 1
-            try:
+            with suppress(av.error.FFmpegError):
                 yield from stream.codec_context.decode(None)
-            except av.error.FFmpegError:
-                pass
             return
         try:
             frames = packet.decode()

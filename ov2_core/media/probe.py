@@ -196,7 +196,7 @@ def _describe(
     if not len(chosen):
         raise BadItemError(
             "empty_range",
-            f"no frame in [{start_seconds}, {end_seconds}) s: the video lasts {seconds[-1] + last_seconds:.3f} s; mend start and end",
+            f"no frame in [{start_seconds}, {end_seconds}) s: the video lasts {seconds[-1] + last_seconds:.3f} s",
             stage="probe",
         )
     timeline = fit_timeline(seconds[chosen], rates)

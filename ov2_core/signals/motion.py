@@ -8,6 +8,8 @@ the previous one is assumed, and the vector is divided by the distance to it. B 
 distance ahead, averaged (TOKENIZER.md, "Signals from stock PyAV").
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -151,17 +153,17 @@ def match_blocks(
 @numba.njit(cache=True, nogil=True)
 def _difference(current, previous, top, left, dy, dx, side, limit):  # type: ignore[no-untyped-def]
     height, width = current.shape
-    total = 0
+    total: Any = 0
     inside = top + dy >= 0 and left + dx >= 0 and top + dy + side <= height and left + dx + side <= width
     for r in range(side):
         if inside:
             for c in range(side):
-                total += abs(int(current[top + r, left + c]) - int(previous[top + r + dy, left + c + dx]))
+                total += abs(np.int32(current[top + r, left + c]) - np.int32(previous[top + r + dy, left + c + dx]))
         else:
             y = min(max(top + r + dy, 0), height - 1)
             for c in range(side):
                 x = min(max(left + c + dx, 0), width - 1)
-                total += abs(int(current[top + r, left + c]) - int(previous[y, x]))
+                total += abs(np.int32(current[top + r, left + c]) - np.int32(previous[y, x]))
         if total >= limit:
             return limit
     return total

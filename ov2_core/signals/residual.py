@@ -4,6 +4,8 @@ No stock decoder exports residuals, so they are recomputed on the canvas-sized l
 *displayed* frame, moved by the patch's offset rounded to whole pixels. Mean absolute difference in gray levels, 0..255.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +39,17 @@ def _residual(luma, previous, offset, side, result):  # type: ignore[no-untyped-
         for column in range(result.shape[1]):
             top, left = row * side, column * side
             dy, dx = offset[row, column, 0], offset[row, column, 1]
-            total = 0
+            total: Any = 0
             if top + dy >= 0 and left + dx >= 0 and top + dy + side <= height and left + dx + side <= width:
                 for r in range(top, top + side):
                     for c in range(left, left + side):
-                        total += abs(int(luma[r, c]) - int(previous[r + dy, c + dx]))
+                        total += abs(np.int32(luma[r, c]) - np.int32(previous[r + dy, c + dx]))
             else:
                 for r in range(top, top + side):
                     y = min(max(r + dy, 0), height - 1)
                     for c in range(left, left + side):
                         x = min(max(c + dx, 0), width - 1)
-                        total += abs(int(luma[r, c]) - int(previous[y, x]))
+                        total += abs(np.int32(luma[r, c]) - np.int32(previous[y, x]))
             result[row, column] = total / (side * side)
 
 
@@ -63,10 +65,10 @@ def _halve(luma, result):  # type: ignore[no-untyped-def]
     for r in range(result.shape[0]):
         for c in range(result.shape[1]):
             total = (
-                int(luma[2 * r, 2 * c])
-                + int(luma[2 * r, 2 * c + 1])
-                + int(luma[2 * r + 1, 2 * c])
-                + int(luma[2 * r + 1, 2 * c + 1])
+                np.int32(luma[2 * r, 2 * c])
+                + np.int32(luma[2 * r, 2 * c + 1])
+                + np.int32(luma[2 * r + 1, 2 * c])
+                + np.int32(luma[2 * r + 1, 2 * c + 1])
             )
             result[r, c] = (total + 2) // 4
 
@@ -92,8 +94,8 @@ def _features(luma, block_px, side, columns, result):  # type: ignore[no-untyped
         top, left = block // columns * block_px, block % columns * block_px
         for f in range(side * side):
             y, x = top + f // side * cell, left + f % side * cell
-            total = 0
+            total: Any = 0
             for r in range(y, y + cell):
                 for c in range(x, x + cell):
-                    total += int(luma[r, c])
+                    total += np.int32(luma[r, c])
             result[block, f] = np.float32(total) / area
