@@ -63,7 +63,10 @@ class ProbeOutcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleOutcome:
-    """How one planned row ended. Exactly one of `members`, `filtered` and `quarantined` is given."""
+    """How one planned row ended: filtered, quarantined, or neither: then it was made and has members.
+
+    A pipeline that keeps the members elsewhere sets them to None.
+    """
 
     line: int
     key: str
@@ -210,7 +213,9 @@ def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRec
     identity = source_identity(task.uri)
     with _opened(task.uri) as source:
         if task.row.image is not None:
-            return identity, probe_image(source)
+            return identity, probe_image(
+                source, max_source_px=config.tokenizer.max_source_px, size_bytes=identity.size_bytes
+            )
         return identity, probe_video(source, start_seconds=task.row.start, end_seconds=task.row.end).record()
 
 

@@ -24,9 +24,9 @@ from typing import Any, Literal, Protocol
 
 from schemas.shard import QuarantineReason
 
-Cause = Literal[
-    "worker_died", "out_of_memory", "deadline_exceeded", "node_lost", "transient_error", "internal_error", "object_lost"
-]
+ChargedCause = Literal["worker_died", "out_of_memory", "deadline_exceeded", "internal_error"]
+Setback = Literal["node_lost", "transient_error", "object_lost"]
+Cause = ChargedCause | Setback
 Lane = Literal["fresh", "solo", "quiet"]
 
 MAX_TRANSIENT = 4
@@ -225,7 +225,8 @@ class Scheduler:
             self._began = now
         if not self._ever_ready and now - self._began > self.deadlines.start_seconds:
             raise RunStoppedError(
-                f"no worker started within {self.deadlines.start_seconds:.0f} s; has the cluster a free CPU? (ov2 doctor)"
+                f"no worker started within {self.deadlines.start_seconds:.0f} s; "
+                "has the cluster a free CPU? (ov2 doctor)"
             )
         late = []
         for number, worker in enumerate(self.workers):
@@ -303,7 +304,7 @@ class Scheduler:
         return task
 
     def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
-        if cause in ("transient_error", "node_lost", "object_lost"):
+        if cause == "transient_error" or cause == "node_lost" or cause == "object_lost":  # noqa: PLR1714 - narrows the type
             task.setbacks += 1
             if task.setbacks < (MAX_TRANSIENT if cause == "transient_error" else MAX_NODE_LOSSES):
                 wait = 2.0**task.setbacks if cause == "transient_error" else 0.0

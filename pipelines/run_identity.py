@@ -1,0 +1,121 @@
+"""What a run is: the record that a resume compares itself with, so that nothing is silently mixed.
+
+Enters: recipe, config, manifest. Leaves: a RunRecord, or a ValueError that names every field in which two differ.
+"""
+
+import functools
+import hashlib
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ov2_core
+import schemas
+from ov2_core import config as configs
+from ov2_core.config import RunConfig
+from ov2_core.storage.files import Store
+from schemas.run import RunRecord
+from schemas.shard import PlanRecord
+
+RUN_JSON = "run.json"
+LIBRARIES = ("av", "numpy", "numba", "pillow")
+"""Those whose version may change a shard's bytes."""
+_NO_SHARD_BYTES = ("report", "evals", "model", "train")
+"""Packages of ov2_core that decide no byte of a token shard."""
+
+
+@functools.cache
+def code_version() -> str:
+    """Package version + digest of the sources that decide shard bytes."""
+    digest = hashlib.sha256()
+    for package in (schemas, ov2_core):
+        root = Path(next(iter(package.__path__)))
+        for path in sorted(root.rglob("*.py")):
+            place = path.relative_to(root)
+            if package is ov2_core and place.parts[0] in _NO_SHARD_BYTES:
+                continue
+            digest.update(f"{package.__name__}/{place.as_posix()}\0".encode())
+            digest.update(path.read_bytes() + b"\0")
+    return f"{metadata.version('ov2-pipeline')}+{digest.hexdigest()[:12]}"
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of LIBRARIES."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def make_run_record(config: RunConfig, *, manifest_uri: str, manifest_digest: str) -> RunRecord:
+    """The identity of a run of this code, config and manifest."""
+    return RunRecord(
+        recipe=config.recipe,
+        config=configs.to_dict(config),
+        config_digest=configs.digest(config),
+        code_version=code_version(),
+        library_versions=library_versions(),
+        manifest_uri=manifest_uri,
+        manifest_digest=manifest_digest,
+        created_unix_seconds=round(time.time(), 3),
+    )
+
+
+def load_run_record(store: Store) -> RunRecord | None:
+    """RUN/run.json, or None where there is none."""
+    try:
+        data = store.read_bytes(RUN_JSON)
+    except FileNotFoundError:
+        return None
+    return RunRecord.model_validate_json(data)
+
+
+def claim_run(store: Store, record: RunRecord) -> None:
+    """Makes the store this run's, or checks that it is.
+
+    Raises:
+        ValueError: it belongs to a run that differs; each field is named.
+    """
+    data = (record.model_dump_json(indent=2) + "\n").encode()
+    if not store.create_bytes(RUN_JSON, data):
+        there = load_run_record(store)
+        assert there is not None
+        check_same_run(there, record, where=store.root)
+
+
+def check_same_run(there: RunRecord, here: RunRecord, *, where: str) -> None:
+    """Raises ValueError unless a resume of `there` by `here` gives the same bytes."""
+    differences = [
+        *_differences("config", there.config, here.config),
+        *_differences("code_version", there.code_version, here.code_version),
+        *_differences("library_versions", there.library_versions, here.library_versions),
+        *_differences("manifest_digest", there.manifest_digest, here.manifest_digest),
+    ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ValueError(
+            f"{where} holds a run that differs from this command in:\n  {listed}\n"
+            "Shards of two runs are never mixed: give the same manifest, recipe and options (and the same version of "
+            "the code) to resume it, or another --out to start anew."
+        )
+
+
+def check_same_plan(plan: PlanRecord, config: RunConfig, manifest_digest: str, *, where: str) -> None:
+    """Raises ValueError unless a plan was made for this config and manifest."""
+    differences = [
+        *_differences("config_digest", plan.config_digest, configs.digest(config)),
+        *_differences("manifest_digest", plan.manifest_digest, manifest_digest),
+    ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ValueError(
+            f"{where} holds a plan that differs from this command in:\n  {listed}\n"
+            "Run `ov2 plan` again with these options to replace it, or give another --out."
+        )
+
+
+def _differences(name: str, there: Any, here: Any) -> list[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = []
+        for key in sorted(there.keys() | here.keys()):
+            found += _differences(f"{name}.{key}", there.get(key), here.get(key))
+        return found
+    return [] if there == here else [f"{name}: {there!r} there, {here!r} here"]

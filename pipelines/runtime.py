@@ -1,0 +1,228 @@
+"""Ray for the scheduler: starting and stopping it, and an executor whose workers are Core actors.
+
+Why Core actors and a scheduler of our own: Ray Data retries a file that kills its worker for ever and lets the whole
+block fall with it, and Core has no task time-out. Here every actor runs one task at a time with `max_restarts=0` and
+`max_task_retries=0`: Ray never repeats anything behind our back, all attempts are counted in scheduling.py, and a dead
+or late actor is replaced by a fresh one. A task returns two objects: a small info that the driver reads, and a payload
+that stays in the object store until a worker writes the shard; it never passes through the driver.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import ray
+from ray import exceptions as ray_errors
+
+from ov2_core.make_sample import TransientItemError
+from pipelines.scheduling import Cause, Done, Event, Failed, Ready, RunStoppedError, Task
+
+log = logging.getLogger(__name__)
+
+ONE_THREAD = {
+    name: "1"
+    for name in (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+    )
+}
+"""A worker uses one thread: the pool is the parallelism, and CPU seconds mean what they say."""
+_PASSED_ON = ("OV2_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_")
+_MIN_STORE_BYTES = 256 << 20
+_MAX_STORE_BYTES = 8 << 30
+
+
+class Job(Protocol):
+    """What a worker does. Pickled to every actor; must not hold open files or connections."""
+
+    def warm_up(self) -> None:
+        """Called once in a fresh worker, before its first task: imports, compiled kernels."""
+
+    def run(self, payload: Any) -> tuple[Any, Any]:
+        """One task: (small info, payload). Raises TransientItemError, MemoryError; all else is a bug of the job."""
+
+
+@contextlib.contextmanager
+def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
+    """Ray while the context is open: an embedded one of `workers` CPUs, or the cluster at `address`.
+
+    A Ray that is already initialised in this process is used as it is and left running.
+
+    Raises:
+        ValueError: nothing answers at `address`.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    environment = ONE_THREAD | {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": environment},
+    }
+    try:
+        if address is None:
+            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=_object_store_bytes(), **options)
+        else:
+            ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def object_store_bytes() -> int:
+    """Capacity of the object stores of the session's nodes."""
+    return int(ray.cluster_resources().get("object_store_memory", _MIN_STORE_BYTES))
+
+
+def fetch(reference: Any) -> Any:
+    """The payload behind a reference; a value that is no reference is returned as it is.
+
+    Raises:
+        ObjectLostError: it is gone with its node.
+    """
+    if not isinstance(reference, ray.ObjectRef):
+        return reference
+    try:
+        return ray.get(reference)
+    except (ray_errors.ObjectLostError, ray_errors.ObjectFetchTimedOutError, ray_errors.OwnerDiedError) as error:
+        raise ObjectLostError(str(error).splitlines()[0]) from error
+
+
+class ObjectLostError(Exception):
+    """A payload is no longer in the object store."""
+
+
+class RayExecutor:
+    """Workers as actors; see scheduling.Executor."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = ray.put(_by_bytes(job))
+        self._actors: dict[int, Any] = {}
+        self._waiting: dict[Any, tuple[int, Any]] = {}
+        """info or ready reference -> (worker, payload reference; None while it starts)."""
+
+    def start(self, worker: int) -> None:
+        """Kills what is there and asks Ray for a fresh actor."""
+        self._drop(worker)
+        actor = _Worker.options(name=None, max_restarts=0, max_task_retries=0, num_cpus=1).remote(self._job)
+        self._actors[worker] = actor
+        self._waiting[actor.ready.remote()] = (worker, None)
+
+    def submit(self, worker: int, task: Task) -> None:
+        """Runs the job on the task's payload."""
+        info, payload = self._actors[worker].run.remote(task.payload)
+        self._waiting[info] = (worker, payload)
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        """Waits for a first event, then takes all there are."""
+        if not self._waiting:
+            time.sleep(min(timeout_seconds, 0.05))
+            return []
+        references = list(self._waiting)
+        ready, rest = ray.wait(references, num_returns=1, timeout=timeout_seconds, fetch_local=False)
+        if ready and rest:
+            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)
+            ready += more
+        return [self._event(reference) for reference in ready]
+
+    def close(self) -> None:
+        """Kills all workers."""
+        for worker in list(self._actors):
+            self._drop(worker)
+
+    def _drop(self, worker: int) -> None:
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            with contextlib.suppress(Exception):
+                ray.kill(actor, no_restart=True)
+        self._waiting = {ref: entry for ref, entry in self._waiting.items() if entry[0] != worker}
+
+    def _event(self, reference: Any) -> Event:
+        worker, payload = self._waiting.pop(reference)
+        try:
+            info = ray.get(reference)
+        except Exception as error:
+            cause, message, alive = _explain(error)
+            log.debug("worker %d: %s: %s", worker, cause, message)
+            return Failed(worker, cause, message, alive and payload is not None)
+        return Ready(worker) if payload is None else Done(worker, info, payload)
+
+
+@ray.remote
+class _Worker:
+    def __init__(self, job: bytes) -> None:
+        os.environ.update(ONE_THREAD)
+        self._job: Job = pickle.loads(job)
+
+    def ready(self) -> int:
+        self._job.warm_up()
+        return os.getpid()
+
+    @ray.method(num_returns=2)
+    def run(self, payload: Any) -> tuple[Any, Any]:
+        return self._job.run(payload)
+
+
+def _by_bytes(job: Job) -> bytes:
+    from ray import cloudpickle
+
+    data: bytes = cloudpickle.dumps(job)
+    return data
+
+
+def _explain(error: Exception) -> tuple[Cause, str, bool]:
+    """(cause, message, whether the worker lives) of what ray.get raised for a task."""
+    if isinstance(error, ray_errors.RayTaskError):
+        inner = error.cause if isinstance(error.cause, Exception) else error
+        _stop_if_full(inner)
+        if isinstance(inner, TransientItemError):
+            return "transient_error", str(inner), True
+        if isinstance(inner, ObjectLostError):
+            return "object_lost", str(inner), True
+        if isinstance(inner, MemoryError):
+            return "out_of_memory", f"MemoryError: {inner}", False
+        return "internal_error", f"{type(inner).__name__}: {inner}"[-1500:], True
+    _stop_if_full(error)
+    text = str(error)
+    brief = " ".join(text.split())[:600]
+    if isinstance(error, ray_errors.OutOfMemoryError) or "low on memory" in text or "OOM" in text.split("1.")[0]:
+        return "out_of_memory", f"killed for memory: {brief}", False
+    if isinstance(error, ray_errors.NodeDiedError) or "node has died" in text or "node was terminated" in text:
+        return "node_lost", brief, False
+    if isinstance(error, ray_errors.RuntimeEnvSetupError):
+        raise RunStoppedError(f"a worker's environment cannot be set up: {brief}")
+    if isinstance(error, ray_errors.ObjectLostError):
+        return "object_lost", brief, True
+    return "worker_died", f"the worker process died: {brief}", False
+
+
+def _stop_if_full(error: BaseException) -> None:
+    if isinstance(error, ray_errors.OutOfDiskError | ray_errors.ObjectStoreFullError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
+        raise RunStoppedError(
+            f"no space left on a worker's disk: {str(error).splitlines()[0]}; free some and run again"
+        )
+
+
+def _object_store_bytes() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        free = os.statvfs("/dev/shm")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        wanted = min(total // 8, int(0.8 * free.f_bavail * free.f_frsize))
+        return max(_MIN_STORE_BYTES, min(_MAX_STORE_BYTES, wanted))
+    return _MIN_STORE_BYTES

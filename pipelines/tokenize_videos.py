@@ -1,0 +1,392 @@
+"""Plan to committed shards; resumed by the same call.
+
+Enters: a manifest, a config, a store. Leaves: RUN/shards, RUN/commits, RUN/quarantine, the index, and a summary. All
+state stands in the store: what a commit says is done, everything else is done again. Samples stay in Ray's object
+store until their shard is complete; then one worker writes its tar in plan order and commits it.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ov2_core import config as configs
+from ov2_core.config import RunConfig
+from ov2_core.data.manifest import absolute_uri, manifest_digest
+from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample, quarantine_planned
+from ov2_core.plan import iter_plan_shards, load_plan
+from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
+from ov2_core.storage.files import Store, is_transient
+from ov2_core.storage.index import write_index
+from ov2_core.storage.layout import ATTEMPTS_DIR
+from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
+from pipelines.options import RunOptions, open_executor
+from pipelines.plan_videos import plan_videos
+from pipelines.progress import Counters, show
+from pipelines.run_identity import (
+    check_same_plan,
+    check_same_run,
+    claim_run,
+    code_version,
+    load_run_record,
+    make_run_record,
+)
+from pipelines.runtime import ObjectLostError, fetch, object_store_bytes
+from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from schemas.shard import FilteredRow, PlannedRow, QuarantineRow
+
+log = logging.getLogger(__name__)
+OPEN_STORE_SHARE = 0.5
+"""Share of the object store that the samples of open shards may fill, by prediction."""
+WRITE_SECONDS_PER_BYTE = 1 / 20e6
+INLINE_STORE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizeSummary:
+    """What one invocation did."""
+
+    num_shards: int
+    """Of the run."""
+    num_shards_before: int
+    """Committed before this invocation."""
+    num_made: int
+    num_images: int
+    num_tokens: int
+    num_worker_deaths: int
+    video_seconds: float
+    cpu_seconds: float
+    wall_seconds: float
+    quarantined: dict[str, int] = field(default_factory=dict)
+
+
+def tokenize_videos(manifest_uri: str, store: Store, config: RunConfig, options: RunOptions) -> TokenizeSummary:
+    """Makes, or goes on with, a run: afterwards all its shards are committed and published, and the index is written.
+
+    Raises:
+        ValueError: the store holds another run or plan (each difference is named), or the manifest cannot be read.
+        RunStoppedError: no item is to blame, e.g. workers cannot be started or a shard cannot be written.
+    """
+    began = time.monotonic()
+    digest = manifest_digest(manifest_uri)
+    here = make_run_record(config, manifest_uri=absolute_uri(manifest_uri), manifest_digest=digest)
+    there = load_run_record(store)
+    if there is not None:
+        check_same_run(there, here, where=store.root)
+    plan = load_plan(store)
+    if plan is None:
+        if there is not None:
+            raise ValueError(f"{store.root} holds a run whose plan is gone; restore plan/ or give another --out")
+        plan = plan_videos(manifest_uri, store, config, options)
+    check_same_plan(plan, config, digest, where=store.root)
+    claim_run(store, here)
+
+    finish_commits(store)
+    before = frozenset(committed_shards(store))
+    missing = plan.num_shards - len(before)
+    counters = Counters("tokenize", num_shards=plan.num_shards, num_shards_done=len(before))
+    if missing:
+        job = TokenizeJob(config=config, store=store, config_digest=configs.digest(config), code_version=code_version())
+        with open_executor(job, options) as executor, show(counters, options.progress) as redraw:
+            store_bytes = object_store_bytes() if options.workers else INLINE_STORE_BYTES
+            feed = ShardFeed(
+                iter_plan_shards(store, skip_shards=before),
+                counters,
+                max_open_bytes=int(OPEN_STORE_SHARE * store_bytes),
+                max_open_shards=max(1, options.workers) + 2,
+            )
+            counters.num_items = _count_missing(store, before)
+            scheduler = Scheduler(feed, num_workers=max(1, options.workers), deadlines=options.deadlines)
+
+            def tick() -> None:
+                counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
+                redraw()
+
+            drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
+    # Every shard is committed now: an attempt that is still there belongs to nobody who could win.
+    collect_orphans(store)
+    write_index(store)
+    return TokenizeSummary(
+        num_shards=plan.num_shards,
+        num_shards_before=len(before),
+        num_made=counters.num_made,
+        num_images=counters.num_images,
+        num_tokens=counters.num_tokens,
+        num_worker_deaths=counters.num_deaths,
+        video_seconds=counters.video_seconds,
+        cpu_seconds=counters.cpu_seconds,
+        wall_seconds=time.monotonic() - began,
+        quarantined=dict(counters.quarantined),
+    )
+
+
+def _count_missing(store: Store, before: frozenset[int]) -> int:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from ov2_core.storage.layout import PLAN_ROWS
+
+    count = 0
+    with store.open_read(PLAN_ROWS) as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=65536, columns=["shard"]):
+            for item in pc.value_counts(batch.column(0)).to_pylist():
+                count += 0 if item["values"] in before else item["counts"]
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class MadeSample:
+    """A made sample whose members wait in the object store."""
+
+    key: str
+    outcome: SampleOutcome
+    """Without its members."""
+    members: Any
+    """Reference to them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WriteTask:
+    """A complete shard: write and commit it."""
+
+    shard: int
+    made: list[MadeSample]
+    """In plan order."""
+    filtered: list[FilteredRow]
+    quarantined: list[QuarantineRow]
+    started_unix_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWritten:
+    """The shard is committed and published, unless samples were lost: then nothing happened."""
+
+    shard: int
+    lost_keys: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob:
+    """Makes samples and writes shards in workers; see runtime.Job."""
+
+    config: RunConfig
+    store: Store
+    config_digest: str
+    code_version: str
+    make: Callable[[PlannedRow, RunConfig], SampleOutcome] = make_sample
+    """Replaced in tests that need a worker to die."""
+
+    def warm_up(self) -> None:
+        """The imports were enough; compiled kernels come from numba's cache or with the first video."""
+
+    def run(self, payload: PlannedRow | WriteTask) -> tuple[SampleOutcome | ShardWritten, list[Member] | None]:
+        """One video, or one shard."""
+        if isinstance(payload, WriteTask):
+            return self._write(payload), None
+        outcome = self.make(payload, self.config)
+        return dataclasses.replace(outcome, members=None), outcome.members
+
+    def _write(self, task: WriteTask) -> ShardWritten:
+        lost: list[str] = []
+        records = []
+
+        def samples() -> Iterator[tuple[str, Sequence[Member]]]:
+            for made in task.made:
+                try:
+                    members: list[Member] = fetch(made.members)
+                except ObjectLostError:
+                    lost.append(made.key)
+                    continue
+                records.append(decode_record(dict(members)))
+                yield made.key, members
+
+        with _scratch_folder(self.store) as folder:
+            tar = None
+            if task.made:
+                try:
+                    tar = write_tar(os.path.join(folder, "shard.tar"), samples())
+                except ValueError:
+                    if not lost:
+                        raise
+            if lost:
+                return ShardWritten(task.shard, lost)
+            committed = [
+                committed_sample(
+                    record,
+                    placed,
+                    cpu_seconds=made.outcome.cpu_seconds,
+                    peak_rss_bytes=made.outcome.peak_rss_bytes,
+                )
+                for record, placed, made in zip(records, tar.samples if tar else [], task.made, strict=True)
+            ]
+            try:
+                commit_shard(
+                    self.store,
+                    shard=task.shard,
+                    tar=tar,
+                    samples=committed,
+                    filtered=task.filtered,
+                    quarantined=task.quarantined,
+                    config_digest=self.config_digest,
+                    code_version=self.code_version,
+                    started_unix_seconds=task.started_unix_seconds,
+                    finished_unix_seconds=round(time.time(), 3),
+                )
+            except Exception as error:
+                if is_transient(error):
+                    raise TransientItemError(f"shard {task.shard}: {error}") from error
+                raise
+        return ShardWritten(task.shard, [])
+
+
+@contextlib.contextmanager
+def _scratch_folder(store: Store) -> Iterator[str]:
+    """On the store's own disk where that is local, so that a finished tar is moved by renaming it."""
+    if not store.is_local:
+        with tempfile.TemporaryDirectory(prefix="ov2-shard-") as folder:
+            yield folder
+        return
+    folder = store.local(f"{ATTEMPTS_DIR}/tmp-{uuid.uuid4().hex}")
+    os.makedirs(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        store.remove_empty_dirs(ATTEMPTS_DIR)
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    rows: list[PlannedRow]
+    started_unix_seconds: float
+    predicted_bytes: int
+    ended: dict[str, MadeSample | FilteredRow | QuarantineRow] = field(default_factory=dict)
+
+    def write_task(self, shard: int) -> Task:
+        ends = [self.ended[row.key] for row in self.rows]
+        task = WriteTask(
+            shard=shard,
+            made=[end for end in ends if isinstance(end, MadeSample)],
+            filtered=[end for end in ends if isinstance(end, FilteredRow)],
+            quarantined=[end for end in ends if isinstance(end, QuarantineRow)],
+            started_unix_seconds=self.started_unix_seconds,
+        )
+        return Task(f"shard {shard}", task, self.predicted_bytes * WRITE_SECONDS_PER_BYTE, blamed=False)
+
+
+class ShardFeed:
+    """Planned rows to tasks, results to shards; see scheduling.Feed. A bounded number of shards is open at a time."""
+
+    def __init__(
+        self,
+        shards: Iterator[tuple[int, list[PlannedRow]]],
+        counters: Counters,
+        *,
+        max_open_bytes: int,
+        max_open_shards: int,
+    ) -> None:
+        self._shards = shards
+        self._counters = counters
+        self._max_open_bytes = max_open_bytes
+        self._max_open_shards = max_open_shards
+        self._next_shard: tuple[int, list[PlannedRow]] | None = next(shards, None)
+        self._open: dict[int, _OpenShard] = {}
+        self._rows: deque[PlannedRow] = deque()
+        self._writes: deque[Task] = deque()
+
+    @property
+    def finished(self) -> bool:
+        """All shards are written."""
+        return self._next_shard is None and not self._open
+
+    @property
+    def num_open(self) -> int:
+        """Shards that hold samples in the object store."""
+        return len(self._open)
+
+    def pull(self) -> Task | None:
+        """A shard to write, else a row of an open shard, else one of the next shard if it may be opened."""
+        if self._writes:
+            return self._writes.popleft()
+        if not self._rows and self._next_shard is not None and self._may_open(self._next_shard[1]):
+            shard, rows = self._next_shard
+            predicted_bytes = sum(row.predicted_bytes for row in rows)
+            self._open[shard] = _OpenShard(rows, round(time.time(), 3), predicted_bytes)
+            self._rows.extend(rows)
+            self._next_shard = next(self._shards, None)
+        if not self._rows:
+            return None
+        return self._task(self._rows.popleft())
+
+    def done(self, task: Task, info: Any, payload: Any) -> None:
+        """A sample was made, filtered or quarantined, or a shard was written."""
+        if isinstance(info, ShardWritten):
+            self._written(info)
+            return
+        outcome: SampleOutcome = info
+        row: PlannedRow = task.payload
+        counters = self._counters
+        counters.cpu_seconds += outcome.cpu_seconds
+        if outcome.filtered is not None:
+            counters.num_filtered += 1
+            self._end(row, outcome.filtered)
+        elif outcome.quarantined is not None:
+            counters.quarantined[outcome.quarantined.reason] += 1
+            attempts = max(task.attempts, outcome.quarantined.attempts)
+            self._end(row, outcome.quarantined.model_copy(update={"attempts": attempts}))
+        else:
+            counters.num_made += 1
+            counters.num_images += outcome.num_images
+            counters.num_tokens += outcome.num_tokens
+            counters.video_seconds += outcome.duration_seconds
+            self._end(row, MadeSample(row.key, outcome, payload))
+
+    def condemned(self, task: Task, verdict: Verdict) -> None:
+        """A video that will not be tried again."""
+        row: PlannedRow = task.payload
+        self._counters.quarantined[verdict.reason] += 1
+        self._end(
+            row,
+            quarantine_planned(row, reason=verdict.reason, message=verdict.message, attempts=verdict.attempts),
+        )
+
+    def _may_open(self, rows: list[PlannedRow]) -> bool:
+        if not self._open:
+            return True
+        held = sum(shard.predicted_bytes for shard in self._open.values())
+        wanted = sum(row.predicted_bytes for row in rows)
+        return len(self._open) < self._max_open_shards and held + wanted <= self._max_open_bytes
+
+    def _task(self, row: PlannedRow) -> Task:
+        return Task(row.key, row, row.predicted_cpu_seconds)
+
+    def _end(self, row: PlannedRow, end: MadeSample | FilteredRow | QuarantineRow) -> None:
+        shard = self._open[row.shard]
+        assert row.key not in shard.ended, f"{row.key} ended twice"
+        shard.ended[row.key] = end
+        self._counters.num_done += 1
+        if len(shard.ended) == len(shard.rows):
+            self._writes.append(shard.write_task(row.shard))
+
+    def _written(self, written: ShardWritten) -> None:
+        if not written.lost_keys:
+            del self._open[written.shard]
+            self._counters.num_shards_done += 1
+            return
+        log.warning("shard %d: %d samples were lost with their node; made again", written.shard, len(written.lost_keys))
+        shard = self._open[written.shard]
+        for row in shard.rows:
+            if row.key in written.lost_keys:
+                made = shard.ended.pop(row.key)
+                assert isinstance(made, MadeSample)
+                self._counters.num_done -= 1
+                self._counters.num_made -= 1
+                self._rows.appendleft(row)
