@@ -77,7 +77,7 @@ class TarWritten:
 
 
 def canonical_json(record: Record) -> bytes:
-    """UTF-8 JSON of a record with sorted keys and no spaces: equal records give equal bytes.
+    """UTF-8 JSON of a record, keys sorted, no spaces: equal records give equal bytes.
 
     `schema_version` stands at the top only: nested records are of the same version, and `messages` stay {role, content}.
     Raises ValueError for text that is not Unicode.
