@@ -176,7 +176,7 @@ def _cover_art_only(folder: Path, num_frames: int) -> OddClip:
         cover.disposition = av.stream.Disposition.attached_pic
         picture = av.VideoFrame.from_ndarray(next(_moving_stripes(1, 280, 280)), format="rgb24")
         picture.pts = 0
-        output.mux(cover.encode(picture.reformat(format="yuvj420p")))
+        output.mux(cover.encode(picture.reformat(format="yuvj420p", threads=1)))
         output.mux(list(packets))
         output.mux(cover.encode(None))
     return OddClip(path=path, video_id=None, num_frames=0, refused_as=("no_video_stream",))
@@ -194,7 +194,7 @@ def _two_video_streams(folder: Path, num_frames: int) -> OddClip:
             for stream, rgb in zip((small, large), pair, strict=True):
                 frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
                 frame.pts, frame.time_base = index * 90000 // _FPS, Fraction(1, 90000)
-                output.mux(stream.encode(frame.reformat(format="yuv420p")))
+                output.mux(stream.encode(frame.reformat(format="yuv420p", threads=1)))
         for stream in (small, large):
             output.mux(stream.encode(None))
     return OddClip(path=path, video_id=video_id_of("two_video_streams"), num_frames=num_frames)
@@ -208,7 +208,7 @@ def _with_audio(folder: Path, num_frames: int) -> OddClip:
         for index, rgb in enumerate(_frames("with_audio", num_frames)):
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
             frame.pts, frame.time_base = index * 90000 // _FPS, Fraction(1, 90000)
-            output.mux(video.encode(frame.reformat(format="yuv420p")))
+            output.mux(video.encode(frame.reformat(format="yuv420p", threads=1)))
         output.mux(video.encode(None))
         output.mux(list(packets))
     return OddClip(path=path, video_id=video_id_of("with_audio"), num_frames=num_frames)
@@ -257,7 +257,9 @@ ODDITIES: dict[str, Callable[[Path, int], OddClip]] = {
     "h264_10bit": _plain("h264_10bit", ".mp4", pixel_format="yuv420p10le", options=_FINE),
     "hevc_10bit": _plain("hevc_10bit", ".mp4", codec="libx265", pixel_format="yuv420p10le", options=_FINE),
     "full_range": _plain("full_range", ".mp4", pixel_format="yuvj420p", options=_FINE),
-    "interlaced": _plain("interlaced", ".mp4", options={**_FINE, "flags": "+ildct+ilme", "x264-params": "tff=1"}),
+    "interlaced": _plain(
+        "interlaced", ".mp4", options={**_FINE, "flags": "+ildct+ilme", "x264-params": "mbtree=0:tff=1"}
+    ),
     "one_frame": _short("one_frame", 1),
     "two_frames": _short("two_frames", 2),
     "three_frames": _short("three_frames", 3),
