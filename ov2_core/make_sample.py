@@ -182,9 +182,10 @@ def quarantine_row(
     raw: str | None = None,
     attempts: int = 1,
 ) -> QuarantineRow:
-    """A ledger row whose text is valid Unicode and of bounded length. The row's medium is made absolute for a replay."""
+    """A ledger row whose text is valid Unicode and of bounded length. `row` can be replayed from any folder: it names its
+    id, and its medium absolutely."""
     if row is not None and uri is not None:
-        row = row.model_copy(update={"video": uri} if row.video is not None else {"image": uri})
+        row = row.model_copy(update={"id": id, "video" if row.video is not None else "image": uri})
     return QuarantineRow(
         line=line,
         id=id,

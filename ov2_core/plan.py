@@ -222,6 +222,14 @@ def iter_plan_rows(store: Store, *, skip_shards: "set[int] | frozenset[int]" = f
                         yield PlannedRow.model_validate_json(record)
 
 
+def count_plan_rows(store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset()) -> int:
+    """Planned rows outside some shards; reads one small column."""
+    with store.open_read(PLAN_ROWS) as file:
+        batches = pq.ParquetFile(file).iter_batches(batch_size=65536, columns=["shard"])
+        skipped = np.array(sorted(skip_shards), dtype=np.int32)
+        return sum(int(np.isin(batch.column(0).to_numpy(), skipped, invert=True).sum()) for batch in batches)
+
+
 def iter_plan_shards(
     store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset()
 ) -> Iterator[tuple[int, list[PlannedRow]]]:

@@ -4,11 +4,12 @@ shard."""
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.inline import InlineExecutor
-from pipelines.runtime import Job, RayExecutor, ray_session
+from pipelines.runtime import Job, RayExecutor, cluster_cpus, ray_session
 from pipelines.scheduling import DeadlinePolicy, Executor
 
 
@@ -16,8 +17,9 @@ from pipelines.scheduling import DeadlinePolicy, Executor
 class RunOptions:
     """Workers and limits of one invocation."""
 
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Actors, one CPU each. 0: in this process, without Ray (for debugging: a crash takes the run with it)."""
+    workers: int | None = None
+    """Actors, one CPU each; None: as many as there are CPUs, here or in the cluster. 0: in this process, without Ray (for
+    debugging: a crash takes the run with it)."""
     address: str | None = None
     """Of a Ray cluster; None starts an embedded one."""
     deadlines: DeadlinePolicy = field(default_factory=DeadlinePolicy)
@@ -25,19 +27,31 @@ class RunOptions:
     """auto: live on a terminal, else a log line now and then."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be >= 0, got {self.workers}")
 
 
-@contextlib.contextmanager
-def open_executor(job: Job, options: RunOptions) -> Iterator[Executor]:
-    """An executor for a job; its workers are gone when the context closes."""
+def session(options: RunOptions) -> AbstractContextManager[None]:
+    """Ray for as long as the context is open, so that several stages share one; nothing where workers is 0."""
     if options.workers == 0:
-        yield InlineExecutor(job)
+        return contextlib.nullcontext()
+    return ray_session(workers=options.workers or available_cpus(), address=options.address)
+
+
+@contextlib.contextmanager
+def open_executor(job: Job, options: RunOptions) -> Iterator[tuple[Executor, int]]:
+    """(executor, number of workers) for a job; the workers are gone when the context closes."""
+    if options.workers == 0:
+        yield InlineExecutor(job), 1
         return
-    with ray_session(workers=options.workers, address=options.address):
+    with session(options):
         executor = RayExecutor(job)
         try:
-            yield executor
+            yield executor, options.workers or cluster_cpus()
         finally:
             executor.close()
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -47,8 +47,11 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
     counters = Counters("plan")
     with IdLedger() as ledger, PlanWriter(store) as writer:
         feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters)
-        with open_executor(ProbeJob(config), options) as executor, show(counters, options.progress) as redraw:
-            scheduler = Scheduler(feed, num_workers=max(1, options.workers), deadlines=options.deadlines)
+        with (
+            open_executor(ProbeJob(config), options) as (executor, num_workers),
+            show(counters, options.progress) as redraw,
+        ):
+            scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
 
             def tick() -> None:
                 counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths

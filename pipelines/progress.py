@@ -43,6 +43,10 @@ class Counters:
     quarantined: Counter[str] = field(default_factory=Counter)
     began_seconds: float = field(default_factory=time.monotonic)
 
+    def restart(self) -> None:
+        """Starts the clock of the rates anew."""
+        self.began_seconds = time.monotonic()
+
     def elapsed_seconds(self) -> float:
         """Since the counting began."""
         return max(1e-9, time.monotonic() - self.began_seconds)

@@ -85,7 +85,17 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
 
 def object_store_bytes() -> int:
     """Capacity of the object stores of the session's nodes."""
-    return int(ray.cluster_resources().get("object_store_memory", _MIN_STORE_BYTES))
+    return int(_resources().get("object_store_memory", _MIN_STORE_BYTES))
+
+
+def cluster_cpus() -> int:
+    """CPUs of the session's nodes, at least 1."""
+    return max(1, int(_resources().get("CPU", 1)))
+
+
+def _resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
 
 
 def fetch(reference: Any) -> Any:
@@ -111,6 +121,7 @@ class RayExecutor:
 
     def __init__(self, job: Job) -> None:
         self._job = ray.put(_by_bytes(job))
+        self._actor_class: Any = ray.remote(_Worker)
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Any, tuple[int, Any]] = {}
         """info or ready reference -> (worker, payload reference; None while it starts)."""
@@ -118,7 +129,7 @@ class RayExecutor:
     def start(self, worker: int) -> None:
         """Kills what is there and asks Ray for a fresh actor."""
         self._drop(worker)
-        actor = _Worker.options(name=None, max_restarts=0, max_task_retries=0, num_cpus=1).remote(self._job)
+        actor = self._actor_class.options(max_restarts=0, max_task_retries=0, num_cpus=1).remote(self._job)
         self._actors[worker] = actor
         self._waiting[actor.ready.remote()] = (worker, None)
 
@@ -162,7 +173,6 @@ class RayExecutor:
         return Ready(worker) if payload is None else Done(worker, info, payload)
 
 
-@ray.remote
 class _Worker:
     def __init__(self, job: bytes) -> None:
         os.environ.update(ONE_THREAD)
@@ -180,7 +190,7 @@ class _Worker:
 def _by_bytes(job: Job) -> bytes:
     from ray import cloudpickle
 
-    data: bytes = cloudpickle.dumps(job)
+    data: bytes = cloudpickle.dumps(job)  # type: ignore[no-untyped-call]
     return data
 
 

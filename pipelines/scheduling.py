@@ -304,7 +304,7 @@ class Scheduler:
         return task
 
     def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
-        if cause == "transient_error" or cause == "node_lost" or cause == "object_lost":  # noqa: PLR1714 - narrows the type
+        if cause == "transient_error" or cause == "node_lost" or cause == "object_lost":
             task.setbacks += 1
             if task.setbacks < (MAX_TRANSIENT if cause == "transient_error" else MAX_NODE_LOSSES):
                 wait = 2.0**task.setbacks if cause == "transient_error" else 0.0

@@ -22,13 +22,13 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.manifest import absolute_uri, manifest_digest
 from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample, quarantine_planned
-from ov2_core.plan import iter_plan_shards, load_plan
+from ov2_core.plan import count_plan_rows, iter_plan_shards, load_plan
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import ATTEMPTS_DIR
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
-from pipelines.options import RunOptions, open_executor
+from pipelines.options import RunOptions, open_executor, session
 from pipelines.plan_videos import plan_videos
 from pipelines.progress import Counters, show
 from pipelines.run_identity import (
@@ -82,36 +82,23 @@ def tokenize_videos(manifest_uri: str, store: Store, config: RunConfig, options:
     if there is not None:
         check_same_run(there, here, where=store.root)
     plan = load_plan(store)
-    if plan is None:
+    if plan is None and there is not None:
+        raise ValueError(f"{store.root} holds a run whose plan is gone; restore plan/ or give another --out")
+    if plan is not None:
+        check_same_plan(plan, config, digest, where=store.root)
         if there is not None:
-            raise ValueError(f"{store.root} holds a run whose plan is gone; restore plan/ or give another --out")
-        plan = plan_videos(manifest_uri, store, config, options)
-    check_same_plan(plan, config, digest, where=store.root)
-    claim_run(store, here)
-
-    finish_commits(store)
+            finish_commits(store)
     before = frozenset(committed_shards(store))
-    missing = plan.num_shards - len(before)
-    counters = Counters("tokenize", num_shards=plan.num_shards, num_shards_done=len(before))
-    if missing:
-        job = TokenizeJob(config=config, store=store, config_digest=configs.digest(config), code_version=code_version())
-        with open_executor(job, options) as executor, show(counters, options.progress) as redraw:
-            store_bytes = object_store_bytes() if options.workers else INLINE_STORE_BYTES
-            feed = ShardFeed(
-                iter_plan_shards(store, skip_shards=before),
-                counters,
-                max_open_bytes=int(OPEN_STORE_SHARE * store_bytes),
-                max_open_shards=max(1, options.workers) + 2,
-            )
-            counters.num_items = _count_missing(store, before)
-            scheduler = Scheduler(feed, num_workers=max(1, options.workers), deadlines=options.deadlines)
-
-            def tick() -> None:
-                counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
-                redraw()
-
-            drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
+    counters = Counters("tokenize", num_shards_done=len(before))
+    if plan is None or len(before) < plan.num_shards:
+        with session(options):
+            if plan is None:
+                plan = plan_videos(manifest_uri, store, config, options)
+            claim_run(store, here)
+            counters.num_shards = plan.num_shards
+            _make_missing(store, config, options, before, counters)
     # Every shard is committed now: an attempt that is still there belongs to nobody who could win.
+    claim_run(store, here)
     collect_orphans(store)
     write_index(store)
     return TokenizeSummary(
@@ -128,18 +115,28 @@ def tokenize_videos(manifest_uri: str, store: Store, config: RunConfig, options:
     )
 
 
-def _count_missing(store: Store, before: frozenset[int]) -> int:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+def _make_missing(
+    store: Store, config: RunConfig, options: RunOptions, before: frozenset[int], counters: Counters
+) -> None:
+    counters.num_items = count_plan_rows(store, skip_shards=before)
+    counters.restart()
+    job = TokenizeJob(config=config, store=store, config_digest=configs.digest(config), code_version=code_version())
+    with open_executor(job, options) as (executor, num_workers), show(counters, options.progress) as redraw:
+        feed = ShardFeed(
+            iter_plan_shards(store, skip_shards=before),
+            counters,
+            max_open_bytes=int(
+                OPEN_STORE_SHARE * (INLINE_STORE_BYTES if options.workers == 0 else object_store_bytes())
+            ),
+            max_open_shards=num_workers + 2,
+        )
+        scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
 
-    from ov2_core.storage.layout import PLAN_ROWS
+        def tick() -> None:
+            counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
+            redraw()
 
-    count = 0
-    with store.open_read(PLAN_ROWS) as file:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=65536, columns=["shard"]):
-            for item in pc.value_counts(batch.column(0)).to_pylist():
-                count += 0 if item["values"] in before else item["counts"]
-    return count
+        drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class ManifestItem:
 
 
 def read_manifest(uri: str) -> Iterator[ManifestItem]:
-    """All rows in order. Blank lines are no rows.
+    """All rows in order. Blank lines are no rows. A quarantine ledger is a manifest of the rows that fell.
 
     Raises:
         ValueError: no such file, an unknown extension, or a file that is not what its extension says.
@@ -230,6 +230,8 @@ def _item(line: int, value: Any, data: bytes) -> ManifestItem:
     if not isinstance(value, dict):
         return _malformed(line, data, f"a row must be a JSON object, got {type(value).__name__}")
     value = dict(value)
+    if {"reason", "stage", "row"} <= value.keys() and isinstance(value["row"], dict):
+        value = dict(value["row"])
     try:
         for column in _JSON_COLUMNS:
             if isinstance(value.get(column), str):
