@@ -1,0 +1,116 @@
+"""Results as text for a terminal: aligned `name value` lines, plain enough to be searched."""
+
+import heapq
+
+from ov2_core.plan import iter_plan_quarantine, iter_plan_rows
+from ov2_core.storage.files import Store
+from ov2_core.storage.layout import QUARANTINE_DIR, SHARDS_DIR
+from pipelines.progress import duration_text
+from pipelines.tokenize_videos import TokenizeSummary
+from schemas.run import VerifyReport
+from schemas.shard import PlanRecord
+
+_SHOWN_ERRORS = 20
+_SHOWN_ROWS = 5
+
+
+def plan_text(record: PlanRecord, store: Store, *, where: str | None) -> str:
+    """What a plan predicts; the most expensive sources; what fell."""
+    costly = heapq.nlargest(_SHOWN_ROWS, iter_plan_rows(store), key=lambda row: row.predicted_cpu_seconds)
+    lines = [
+        _line("plan", store.url("plan") if where else "not written (dry run)"),
+        _line("manifest rows", f"{record.manifest_rows}"),
+        _line("planned", f"{record.num_planned} in {record.num_shards} shards"),
+        _line("video", duration_text(record.predicted_video_seconds)),
+        _line("predicted tokens", f"{record.predicted_tokens:,}"),
+        _line("predicted bytes", size_text(record.predicted_bytes)),
+        _line("predicted CPU", duration_text(record.predicted_cpu_seconds)),
+        _line("quarantined", f"{record.num_quarantined}"),
+    ]
+    for index, fallen in enumerate(iter_plan_quarantine(store)):
+        if index == _SHOWN_ROWS:
+            lines.append("    ...")
+            break
+        lines.append(f"    line {fallen.line}: {fallen.reason}: {fallen.message.splitlines()[0][:160]}")
+    if costly:
+        lines.append("most expensive:")
+        lines += [
+            f"    {row.key}: {duration_text(row.predicted_cpu_seconds)} CPU, {row.probe.codec} "
+            f"{row.probe.width_px}x{row.probe.height_px}, {row.probe.num_frames} frames"
+            for row in costly
+        ]
+    return "\n".join(lines)
+
+
+def tokenize_text(summary: TokenizeSummary, found: VerifyReport, store: Store, report_path: str) -> str:
+    """What an invocation did, what the run holds, and where it stands."""
+    wall = max(summary.wall_seconds, 1e-9)
+    lines = [
+        _line("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
+        _line("images", f"{found.num_images:,} canvases or frames, {found.num_tokens:,} tokens"),
+        _line("filtered", f"{found.filtered}"),
+        _line("quarantined", _reasons(found)),
+        _line(
+            "this run",
+            f"{summary.num_made} samples in {duration_text(wall)}"
+            f" ({summary.num_made / wall:.2f} videos/s, {summary.video_seconds / wall:.1f} video-hours/h,"
+            f" {duration_text(summary.cpu_seconds)} CPU)",
+        ),
+    ]
+    if summary.num_shards_before:
+        lines.append(_line("resumed", f"{summary.num_shards_before} of {summary.num_shards} shards stood already"))
+    if summary.num_worker_deaths:
+        lines.append(_line("worker deaths", f"{summary.num_worker_deaths}"))
+    lines += [
+        _line("shards", store.url(f"{SHARDS_DIR}/")),
+        _line("report", report_path),
+    ]
+    if found.quarantined:
+        lines.append(
+            _line("ledger", f"{store.url(QUARANTINE_DIR)}/*.jsonl (each is a manifest: give it to replay its rows)")
+        )
+    lines.append(_verdict(found))
+    return "\n".join([*lines, *_errors(found)])
+
+
+def verify_text(found: VerifyReport) -> str:
+    """The sum, and what is wrong."""
+    lines = [
+        _line("manifest rows", f"{found.manifest_rows}"),
+        _line("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
+        _line("filtered", f"{found.filtered}"),
+        _line("quarantined", _reasons(found)),
+        _verdict(found),
+    ]
+    return "\n".join([*lines, *_errors(found)])
+
+
+def size_text(num_bytes: int) -> str:
+    """Bytes with a binary unit, e.g. 1.5 GiB."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _verdict(found: VerifyReport) -> str:
+    total = f"{found.committed} committed + {found.filtered} filtered + {found.quarantined} quarantined"
+    return _line("verify", f"{'ok' if found.ok else 'FAILED'}: {found.manifest_rows} rows = {total}")
+
+
+def _errors(found: VerifyReport) -> list[str]:
+    shown = [f"    {error}" for error in found.errors[:_SHOWN_ERRORS]]
+    more = len(found.errors) - len(shown)
+    return shown + ([f"    and {more} more (ov2 verify --json)"] if more > 0 else [])
+
+
+def _reasons(found: VerifyReport) -> str:
+    if not found.quarantined:
+        return "0"
+    return f"{found.quarantined} ({', '.join(f'{k} {v}' for k, v in sorted(found.quarantined_by_reason.items()))})"
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<17} {value}"
