@@ -18,10 +18,10 @@ import numpy.typing as npt
 from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
-from ov2_core.media.decode import DecodeStats, Scaler, decode_frames
+from ov2_core.media.decode import DecodeStats, Scaler, decode_frames, frames_collected, motion_vectors
 from ov2_core.media.image import load_image
 from ov2_core.media.probe import VideoProbe, probe_video, restrict
-from ov2_core.signals.frame import SignalExtractor
+from ov2_core.signals.frame import BlockSignals, SignalExtractor
 from ov2_core.tokenized import Group, TokenizedVideo
 from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
 from ov2_core.tokenizer.frames import FRAMES_PER_WINDOW, fit_size, num_uniform_frames, sample_uniform
@@ -29,8 +29,6 @@ from ov2_core.tokenizer.gop import bit_cost, num_groups, partition
 from ov2_core.tokenizer.group import FramePick, OpenGroup
 
 COST_BINS = 512
-PACK_CHUNK = 16
-"""Frames turned to RGB at a time while packing."""
 
 
 def tokenize_video(
@@ -131,7 +129,7 @@ class _Clock:
 
 @dataclass(slots=True)
 class _Layout:
-    """Sizes of a clip's canvases: P = rows_p x columns_p patches."""
+    """Sizes of a clip's canvases; rows and columns count blocks."""
 
     width: int
     height: int
@@ -147,6 +145,22 @@ class _Layout:
     def num_blocks(self) -> int:
         return self.rows * self.columns
 
+    def empty(self, count: int, config: TokenizerConfig) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Room for the images and positions of the whole clip, filled as they come: no second copy."""
+        patches = self.num_blocks * config.merge**2
+        return np.empty((count, self.height, self.width, 3), np.uint8), np.empty((count, patches, 3), np.int32)
+
+    def positions(self, tick: int, config: TokenizerConfig) -> npt.NDArray[np.int32]:
+        """Of a frame shown whole."""
+        return frame_positions(tick, self.rows * config.merge, self.columns * config.merge)
+
+    def open_group(
+        self, probe: VideoProbe, config: TokenizerConfig, starts: npt.NDArray[np.int64], group: int
+    ) -> OpenGroup:
+        """The group that takes the frames [starts[group], starts[group + 1])."""
+        count = int(starts[group + 1] - starts[group])
+        return OpenGroup(num_frames=count, num_blocks=self.num_blocks, fps=probe.fps, config=config)
+
     def scaler(self, probe: VideoProbe) -> Scaler:
         return Scaler(width_px=self.width, height_px=self.height, rotation_degrees=probe.rotation_degrees)
 
@@ -160,11 +174,58 @@ def _tokenize_codec(
 ) -> _Outcome:
     groups = num_groups(probe.num_frames, config.budget, config.groups)
     if groups == 0:  # too short for one group: each frame is a canvas of its own
-        return _tokenize_whole_frames(
-            source, probe, np.arange(min(probe.num_frames, config.budget)), config, stats, clock
-        )
+        every = np.arange(min(probe.num_frames, config.budget))
+        return _tokenize_whole_frames(source, probe, every, config, stats, clock)
+    starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
     layout = _Layout.of(probe, config)
     scaler = layout.scaler(probe)
+    per_group = config.groups.canvases_per_group
+    images, positions = layout.empty(groups * per_group, config)
+    group, open_group, count = 0, layout.open_group(probe, config, starts, 0), 0
+    signalled = _signalled_frames(source, probe, config, layout, scaler, stats, clock)
+    for index, signals, scaled in signalled:
+        if index != count:
+            return np.array([*range(count), index, *(i for i, *_ in signalled)], np.int64)
+        count += 1
+        open_group.push(int(probe.timeline.ticks_T[index]), signals, scaled)
+        if count == starts[group + 1]:
+            picks = open_group.close()
+            clock.lap("select")
+            here = slice(group * per_group, (group + 1) * per_group)
+            _pack_group(picks, scaler, layout, config, images[here], positions[here])
+            clock.lap("pack")
+            group += 1
+            if group < groups:
+                open_group = layout.open_group(probe, config, starts, group)
+    if count < probe.num_frames:
+        return np.arange(count)
+    cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
+    share = np.add.reduceat(cost, starts[:-1]) / max(cost.sum(), 1.0)
+    ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
+    made = tuple(
+        Group(
+            first_image=g * per_group,
+            num_images=per_group,
+            t_start=ticks[starts[g]],
+            t_end=ticks[starts[g + 1]],
+            num_frames=int(starts[g + 1] - starts[g]),
+            bit_cost=float(share[g]),
+        )
+        for g in range(groups)
+    )
+    return _result(probe, config, images, positions, made)
+
+
+def _signalled_frames(
+    source: Source,
+    probe: VideoProbe,
+    config: TokenizerConfig,
+    layout: _Layout,
+    scaler: Scaler,
+    stats: DecodeStats,
+    clock: _Clock,
+) -> Iterator[tuple[int, BlockSignals, Any]]:
+    """Every decoded frame as (index, signals, pixels at canvas size)."""
     extractor = SignalExtractor(
         height_px=layout.height,
         width_px=layout.width,
@@ -175,67 +236,38 @@ def _tokenize_codec(
         turns=probe.rotation_degrees // 90,
         features=config.policy == "evidence",
     )
-    starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
-    images, positions = [], []
-    group, open_group, count = -1, None, 0
-    decoded = _timed(decode_frames(source, probe, stats=stats, motion_vectors=True), clock)
-    for expected, (index, frame) in enumerate(decoded):
-        if index != expected:
-            return np.array([*range(expected), index, *(i for i, _ in decoded)], np.int64)
-        count += 1
-        if index == starts[group + 1]:
-            group += 1
-            open_group = OpenGroup(
-                num_frames=int(starts[group + 1] - starts[group]),
-                num_blocks=layout.num_blocks,
-                fps=probe.fps,
-                config=config,
+    with frames_collected() as collect:
+        for index, frame in decode_frames(source, probe, stats=stats, export_vectors=True):
+            clock.lap("decode")
+            scaled = scaler.scaled(frame)
+            back, ahead = probe.anchor_distance_T2[index].tolist()
+            signals = extractor.extract(
+                scaler.luma(scaled), vectors=motion_vectors(frame), frames_back=back, frames_ahead=ahead
             )
-        scaled = scaler.scaled(frame)
-        signals = extractor.extract(
-            scaler.luma(scaled),
-            vectors=_motion_vectors(frame),
-            frames_back=int(probe.anchor_distance_T2[index, 0]),
-            frames_ahead=int(probe.anchor_distance_T2[index, 1]),
-        )
-        assert open_group is not None
-        open_group.push(int(probe.timeline.ticks_T[index]), signals, scaled)
-        clock.lap("signals")
-        if index + 1 == starts[group + 1]:
-            picks = open_group.close()
-            clock.lap("select")
-            images.append(scaler.rgb(picks[0].pixels)[None])
-            positions.append(
-                frame_positions(picks[0].tick, layout.rows * config.merge, layout.columns * config.merge)[None]
-            )
-            canvases, places = pack_blocks(
-                _cut(picks[1:], scaler, config.block_px),
-                rows=layout.rows,
-                columns=layout.columns,
-                patch_px=config.patch_px,
-                merge=config.merge,
-            )
-            images.append(canvases)
-            positions.append(places)
-            open_group = None
-            clock.lap("pack")
-    if count < probe.num_frames:
-        return np.arange(count)
-    cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
-    share = np.add.reduceat(cost, starts[:-1]) / max(cost.sum(), 1.0)
-    ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
-    made = tuple(
-        Group(
-            first_image=g * config.groups.canvases_per_group,
-            num_images=config.groups.canvases_per_group,
-            t_start=ticks[starts[g]],
-            t_end=ticks[starts[g + 1]],
-            num_frames=int(starts[g + 1] - starts[g]),
-            bit_cost=float(share[g]),
-        )
-        for g in range(groups)
+            del frame
+            collect()
+            clock.lap("signals")
+            yield index, signals, scaled
+
+
+def _pack_group(
+    picks: list[FramePick],
+    scaler: Scaler,
+    layout: _Layout,
+    config: TokenizerConfig,
+    images_NHW3: npt.NDArray[np.uint8],
+    positions_NP3: npt.NDArray[np.int32],
+) -> None:
+    """Fill the group's canvases: the I-canvas, then the P-canvases."""
+    images_NHW3[0] = scaler.rgb(picks[0].pixels)
+    positions_NP3[0] = layout.positions(picks[0].tick, config)
+    images_NHW3[1:], positions_NP3[1:] = pack_blocks(
+        ((p.tick, p.blocks, cut_blocks(scaler.rgb(p.pixels), p.blocks, block_px=config.block_px)) for p in picks[1:]),
+        rows=layout.rows,
+        columns=layout.columns,
+        patch_px=config.patch_px,
+        merge=config.merge,
     )
-    return _result(probe, config, np.concatenate(images), np.concatenate(positions), made)
 
 
 def _tokenize_uniform(
@@ -256,16 +288,16 @@ def _tokenize_whole_frames(
     """Frames shown whole, in windows of four."""
     layout = _Layout.of(probe, config)
     scaler = layout.scaler(probe)
-    images, got = [], []
+    images, positions = layout.empty(len(chosen), config)
+    got: list[int] = []
     for index, frame in decode_frames(source, probe, stats=stats, wanted=chosen.tolist()):
-        images.append(scaler.rgb(scaler.scaled(frame)))
+        images[len(got)] = scaler.rgb(scaler.scaled(frame))
+        positions[len(got)] = layout.positions(int(probe.timeline.ticks_T[index]), config)
         got.append(index)
     clock.lap("decode")
     if got != chosen.tolist():
         every = DecodeStats()
         return np.array([i for i, _ in decode_frames(source, probe, stats=every)], np.int64)
-    ticks = probe.timeline.ticks_T[chosen]
-    positions = [frame_positions(int(t), layout.rows * config.merge, layout.columns * config.merge) for t in ticks]
     cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
     edges = [0, *chosen[FRAMES_PER_WINDOW::FRAMES_PER_WINDOW].tolist(), probe.num_frames]
     all_ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
@@ -280,29 +312,7 @@ def _tokenize_whole_frames(
         )
         for g, (low, high) in enumerate(pairwise(edges))
     )
-    return _result(probe, config, np.stack(images), np.stack(positions), groups)
-
-
-def _timed(frames: Iterator[tuple[int, Any]], clock: _Clock) -> Iterator[tuple[int, Any]]:
-    for item in frames:
-        clock.lap("decode")
-        yield item
-
-
-def _motion_vectors(frame: Any) -> npt.NDArray[np.void] | None:
-    """The exported vectors; None where there are none or where fields make them useless."""
-    if frame.interlaced_frame:
-        return None
-    vectors = frame.side_data.get("MOTION_VECTORS")
-    array = None if vectors is None else vectors.to_ndarray()
-    return array if array is not None and len(array) else None
-
-
-def _cut(
-    picks: list[FramePick], scaler: Scaler, block_px: int
-) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
-    for pick in picks:
-        yield pick.tick, pick.blocks, cut_blocks(scaler.rgb(pick.pixels), pick.blocks, block_px=block_px)
+    return _result(probe, config, images, positions, groups)
 
 
 def _end_tick(probe: VideoProbe) -> int:

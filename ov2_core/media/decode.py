@@ -6,9 +6,10 @@ one swscale call: that is cheaper than gray alone, its luma plane feeds the sign
 are turned to RGB (JPEG halves the chroma anyway).
 """
 
+import gc
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,34 @@ from ov2_core.media.probe import VideoProbe
 
 MIN_SEEK_FRAMES = 12
 """A seek must save at least this many decoded frames."""
+
+
+COLLECT_EVERY_FRAMES = 4
+
+
+@contextmanager
+def frames_collected() -> Iterator[Callable[[], None]]:
+    """Yields a function to call once a frame whose side data is read.
+
+    PyAV ties a frame and its side data into a reference cycle, and Python's collector, which counts objects and not bytes,
+    lets hundreds of decoded frames pile up (400 MB at 720p). Objects older than this context are frozen meanwhile, so that a
+    full collection every few frames costs microseconds.
+    """
+    calls = 0
+
+    def collect() -> None:
+        nonlocal calls
+        calls += 1
+        if calls % COLLECT_EVERY_FRAMES == 0:
+            gc.collect()
+            if calls & (calls - 1) == 0:  # kernels that were compiled or loaded since then are long-lived as well
+                gc.freeze()
+
+    gc.freeze()
+    try:
+        yield collect
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(slots=True)
@@ -73,14 +102,14 @@ def decode_frames(
     *,
     stats: DecodeStats,
     wanted: Sequence[int] | None = None,
-    motion_vectors: bool = False,
+    export_vectors: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index in the probe, av.VideoFrame), indices strictly ascending.
 
     Args:
         wanted: ascending indices; only these are yielded, and stretches without one are jumped over by seeking where
             keyframes allow it. None: every frame.
-        motion_vectors: export them as side data (H.264, MPEG-4 and older; other codecs give none).
+        export_vectors: export motion vectors as side data (H.264, MPEG-4 and older; other codecs give none).
     """
     if wanted is not None and probe.pts_T is not None:
         done = -1
@@ -94,14 +123,24 @@ def decode_frames(
     chosen = None if wanted is None else set(wanted)
     last_index = probe.num_frames - 1 if wanted is None else max(wanted, default=-1)
     with open_video(source, stage="tokenize") as (container, stream):
-        _configure(stream, motion_vectors=motion_vectors)
+        _configure(stream, export_vectors=export_vectors)
         if probe.pts_T is not None and probe.num_skipped:
             container.seek(int(probe.pts_T[0]), stream=stream, backward=True)
         for index, frame in _indexed(_decoded(container, stream, stats), probe, stats):
             if chosen is None or index in chosen:
                 yield index, frame
+            del frame
             if index >= last_index:
                 return
+
+
+def motion_vectors(frame: Any) -> npt.NDArray[np.void] | None:
+    """FFmpeg's exported vectors; None where the codec gives none, or where the frame's fields make them useless."""
+    if frame.interlaced_frame:
+        return None
+    vectors = frame.side_data.get("MOTION_VECTORS")
+    array = None if vectors is None else vectors.to_ndarray()
+    return array if array is not None and len(array) else None
 
 
 class _SeekMissedError(Exception):
@@ -114,7 +153,7 @@ def _decode_sparse(
     assert probe.pts_T is not None
     keyframes = [int(i) for i in np.flatnonzero(probe.keyframe_T)]
     with open_video(source, stage="tokenize") as (container, stream):
-        _configure(stream, motion_vectors=False)
+        _configure(stream, export_vectors=False)
         frames: Iterator[tuple[int, Any]] | None = None
         position = -1
         for target in wanted:
@@ -131,10 +170,10 @@ def _decode_sparse(
             yield target, frame
 
 
-def _configure(stream: Any, *, motion_vectors: bool) -> None:
+def _configure(stream: Any, *, export_vectors: bool) -> None:
     stream.codec_context.thread_count = 1
     stream.codec_context.thread_type = "NONE"
-    if motion_vectors:
+    if export_vectors:
         stream.codec_context.options = {"flags2": "+export_mvs"}
 
 
@@ -155,15 +194,16 @@ def _decoded(container: Any, stream: Any, stats: DecodeStats) -> Iterator[Any]:
         except av.error.FFmpegError:
             stats.decode_errors += 1
             continue
-        for frame in frames:
-            stats.corrupt_frames += bool(frame.is_corrupt)
-            yield frame
+        while frames:
+            stats.corrupt_frames += bool(frames[0].is_corrupt)
+            yield frames.pop(0)
 
 
 def _indexed(frames: Iterator[Any], probe: VideoProbe, stats: DecodeStats) -> Iterator[tuple[int, Any]]:
     """Match frames to the probe: by time stamp, or by order where the file has none."""
-    previous = -1
-    for count, frame in enumerate(frames):
+    previous = count = -1
+    for frame in frames:
+        count += 1
         if probe.pts_T is None:
             index = count - probe.num_skipped
         else:
@@ -187,3 +227,4 @@ def _indexed(frames: Iterator[Any], probe: VideoProbe, stats: DecodeStats) -> It
             continue
         previous = index
         yield index, frame
+        del frame
