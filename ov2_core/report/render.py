@@ -95,7 +95,7 @@ def _run_page(summary: RunSummary, num_samples: int) -> dict[str, Any]:
         "recipe": run.recipe if run else "Run without run.json",
         "identity": identity,
         "libraries": sorted(run.library_versions.items()) if run else [],
-        "config": run.config if run else {},
+        "config": run.config if run else None,
         "num_shown": num_samples,
     }
 

@@ -123,7 +123,7 @@ function renderLeftOut(run) {
       el('tbody', {}, entry.examples.map(example)))),
     entry.count > entry.examples.length && el('p', { class: 'dim', text: `${fmtInt(entry.count - entry.examples.length)} more in the ledger.` }));
   const group = (title, entries, empty) => [el('h3', { class: 'sub', text: title }),
-    entries.length ? entries.map((entry, i) => table(entry, i < 3)) : el('p', { class: 'card dim', text: empty })];
+    entries.length ? entries.map((entry, i) => table(entry, i < 1)) : el('p', { class: 'card dim', text: empty })];
   return el('section', { id: 'left-out', class: 'part' }, el('h2', { text: 'Left out' }),
     group(`Quarantined (${fmtInt(run.quarantined)})`, run.quarantine, 'Nothing was quarantined.'),
     run.filter_rules.length > 0 && group(`Filtered by a rule (${fmtInt(run.filtered)})`, run.filter_rules, ''));
@@ -131,6 +131,6 @@ function renderLeftOut(run) {
 
 function renderAbout(run) {
   return el('section', { id: 'about', class: 'part' }, el('h2', { text: 'Run' }),
-    el('div', { class: 'pair' }, card('Identity', facts(run.identity)), card('Libraries', facts(run.libraries))),
-    el('details', { class: 'card' }, el('summary', { text: 'Resolved config' }), el('pre', { text: JSON.stringify(run.config, null, 2) })));
+    el('div', { class: 'pair' }, card('Identity', facts(run.identity)), run.libraries.length > 0 && card('Libraries', facts(run.libraries))),
+    run.config && el('details', { class: 'card' }, el('summary', { text: 'Resolved config' }), el('pre', { text: JSON.stringify(run.config, null, 2) })));
 }

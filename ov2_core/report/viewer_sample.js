@@ -64,6 +64,7 @@ class SampleView {
       el('p', { class: 'group-title' }, title, el('span', { text: ` ${span}` }), el('span', { class: 'dim', text: ` · ${fmtInt(group.frames)} frame${group.frames > 1 ? 's' : ''} · ${fmtShare(group.bits)} of the bits` })),
       el('div', { class: 'tiles-row' }, tiles));
     node.style.setProperty('--group', groupColour(index));
+    node.style.setProperty('--count', group.count);
     node.addEventListener('pointerenter', () => this.timeline && this.timeline.lightGroup(index));
     return node;
   }
@@ -124,10 +125,11 @@ class SampleView {
       context.clearRect(0, 0, tint.width, tint.height);
       if (mode === 'none') return;
       const group = sample.groups[groupIndex];
+      const alpha = sample.images[image].place === null ? 0.28 : 0.5;
       const [start, end] = mode === 'group' ? [group.start, group.end] : [0, sample.endTick];
       for (let block = 0; block < this.evidence.cells; block++) {
         const t = this.evidence.timeOf(sample.images[image], block);
-        context.fillStyle = `rgba(${rampColour((t - start) / Math.max(1, end - 1 - start)).join(',')},.5)`;
+        context.fillStyle = `rgba(${rampColour((t - start) / Math.max(1, end - 1 - start)).join(',')},${alpha})`;
         context.fillRect(block % sample.columns, Math.floor(block / sample.columns), 1, 1);
       }
     });
@@ -148,9 +150,9 @@ class SampleView {
     this.miniMark.style.width = `${100 / sample.columns}%`;
     this.miniMark.style.height = `${100 / sample.rows}%`;
     this.zoom = el('canvas', { class: 'zoom', width: sample.blockPx, height: sample.blockPx, role: 'img', 'aria-label': 'The block' });
-    const rows = [['time', 'Source time'], ['place', 'Place in the frame'], ['slot', 'Place in the canvas'], ['held', 'Held until'], ['peers', 'Taken at this time']];
+    const rows = [['time', 'Source time'], ['place', 'Place in the frame'], ['image', 'Canvas'], ['slot', 'Place in the canvas'], ['held', 'Held until'], ['peers', 'Taken at this time']];
     this.fields = {};
-    const list = el('dl', { class: 'facts block-facts' }, rows.filter(([name]) => this.video || name === 'place' || name === 'slot').map(([name, label]) => {
+    const list = el('dl', { class: 'facts block-facts' }, rows.filter(([name]) => this.video || name !== 'time' && name !== 'held' && name !== 'peers').map(([name, label]) => {
       this.fields[name] = el('dd', { 'data-field': name });
       return el('div', {}, el('dt', { text: label }), this.fields[name]);
     }));
@@ -251,7 +253,8 @@ class SampleView {
     const row = Math.floor(place / columns), column = place % columns;
     const tell = (name, text) => { if (this.fields[name]) this.fields[name].textContent = text; };
     tell('place', `row ${row}, column ${column}`);
-    tell('slot', `image ${image}, row ${Math.floor(block / columns)}, column ${block % columns} (group ${groupIndex + 1})`);
+    tell('image', `image ${image}, group ${groupIndex + 1}`);
+    tell('slot', `row ${Math.floor(block / columns)}, column ${block % columns}`);
     if (this.video) {
       const until = evidence.heldUntil(this.hovered);
       tell('time', `${this.seconds(t)}   (t = ${t})`);
