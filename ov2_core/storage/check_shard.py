@@ -120,7 +120,7 @@ def check_shard(store: Store, shard: int, *, deep: bool, tars: dict[str, int]) -
     try:
         record = load_commit(store, shard)
     except ValueError as error:
-        return None, [f"shard {shard}: {first_line(error)}; remove the commit and run `ov2 tokenize` again"]
+        return None, [first_line(error)]
     errors: list[str] = []
     rows = quarantine_bytes(record)
     if rows and read_or_none(store, quarantine_rel(shard)) != rows:
@@ -143,7 +143,7 @@ def check_shard(store: Store, shard: int, *, deep: bool, tars: dict[str, int]) -
 def _check_tar(file: BinaryIO, record: CommitRecord) -> list[str]:
     errors: list[str] = []
     hashing = _HashingReader(file)
-    expected = iter(record.samples)
+    expected = {sample.key: sample for sample in record.samples}
     key: str | None = None
     members: list[Member] = []
     parts: list[TarPart] = []
@@ -151,10 +151,9 @@ def _check_tar(file: BinaryIO, record: CommitRecord) -> list[str]:
     def close_sample() -> None:
         if key is None:
             return
-        committed = next(expected, None)
-        if committed is None or committed.key != key:
-            wanted = "no further sample" if committed is None else f"sample {committed.key!r}"
-            errors.append(f"shard {record.shard}: {record.tar_name} holds {key!r} where the commit says {wanted}")
+        committed = expected.pop(key, None)
+        if committed is None:
+            errors.append(f"shard {record.shard}, key {key}: in {record.tar_name}, but its commit does not name it")
             return
         if parts != committed.parts:
             errors.append(f"shard {record.shard}, key {key}: its members do not lie where the commit says")
@@ -169,9 +168,7 @@ def _check_tar(file: BinaryIO, record: CommitRecord) -> list[str]:
             members.append((part.name, data))
             parts.append(part)
         close_sample()
-        errors.extend(
-            f"shard {record.shard}, key {missing.key}: committed, but not in {record.tar_name}" for missing in expected
-        )
+        errors.extend(f"shard {record.shard}, key {lost}: committed, but not in {record.tar_name}" for lost in expected)
     except ValueError as error:
         errors.append(f"shard {record.shard}: {record.tar_name}, after key {key}: {error}")
     hashing.drain()

@@ -239,5 +239,7 @@ def _parse(store: Store, shard: int, data: bytes) -> CommitRecord:
         if record.shard != shard:
             raise ValueError(f"it says shard {record.shard}")
     except ValueError as error:
-        raise ValueError(f"{store.url(commit_rel(shard))} cannot be read: {error}. Remove it and run again") from error
+        raise ValueError(
+            f"{store.url(commit_rel(shard))} cannot be read; remove it and run again to make shard {shard} anew: {error}"
+        ) from error
     return record

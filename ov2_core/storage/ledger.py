@@ -116,7 +116,8 @@ class Ledger:
 
     def add_commit(self, record: CommitRecord, errors: Errors) -> None:
         ends: list[tuple[int, str | None]] = [(sample.line, sample.key) for sample in record.samples]
-        ends += [(row.line, None) for row in (*record.filtered, *record.quarantined)]
+        ends += [(row.line, None) for row in record.filtered]
+        ends += [(row.line, None) for row in record.quarantined]
         for line, key in ends:
             at = self._find(line)
             if at is None:

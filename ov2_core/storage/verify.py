@@ -17,8 +17,16 @@ from typing import Any, TypeVar
 from ov2_core.storage.check_shard import check_shard, read_or_none
 from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store
-from ov2_core.storage.index import INDEX_DIR, index_texts
-from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, QUARANTINE_DIR, SHARDS_DIR, shard_name, tar_rel
+from ov2_core.storage.index import index_texts
+from ov2_core.storage.layout import (
+    INDEX_DIR,
+    PLAN_JSON,
+    PLAN_QUARANTINE,
+    QUARANTINE_DIR,
+    SHARDS_DIR,
+    shard_name,
+    tar_rel,
+)
 from ov2_core.storage.ledger import Errors, Ledger, Totals, first_line
 from ov2_core.storage.reader import open_index
 from schemas.run import VerifyReport
@@ -44,6 +52,7 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
     shards = committed_shards(store)
     counts: dict[str, int] = {}
     digests: list[str] = []
+    ledgers = {"plan.jsonl"}
     index = _Index.open(store, errors)
     num_threads = num_threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
@@ -53,6 +62,8 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
             if record is None:
                 continue
             totals.add_commit(record)
+            if record.quarantined:
+                ledgers.add(f"{shard_name(record.shard)}.jsonl")
             if ledger is not None:
                 ledger.add_commit(record, errors)
             if record.tar_name is not None and record.tar_digest is not None:
@@ -63,7 +74,7 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
     if index is not None:
         index.check_whole(counts, digests, errors)
         index.close()
-    _check_strangers(store, tars, shards, counts, errors)
+    _check_strangers(store, tars, counts, ledgers, errors)
     if plan is not None and ledger is not None:
         ledger.check_sum(plan, set(shards), errors)
     return VerifyReport(
@@ -179,13 +190,12 @@ def _add_plan_quarantine(store: Store, ledger: Ledger | None, totals: Totals, er
 
 
 def _check_strangers(
-    store: Store, tars: dict[str, int], shards: list[int], counts: dict[str, int], errors: Errors
+    store: Store, tars: dict[str, int], counts: dict[str, int], ledgers: set[str], errors: Errors
 ) -> None:
     """Files that no commit answers for: a plain glob over the published folders must be right too."""
     for name in sorted(tars):
         if f"{SHARDS_DIR}/{name.removesuffix('.idx')}" not in counts:
             errors.add(f"{SHARDS_DIR}/{name}: no commit answers for it; remove it: readers that glob would read it")
-    known = {"plan.jsonl", *(f"{shard_name(shard)}.jsonl" for shard in shards)}
     for name in store.list(QUARANTINE_DIR):
-        if name not in known:
+        if name not in ledgers:
             errors.add(f"{QUARANTINE_DIR}/{name}: no commit answers for it; remove it")

@@ -282,13 +282,15 @@ def committed_sample(
 
 
 def iter_tar_members(file: BinaryIO) -> Iterator[tuple[str, TarPart, bytes]]:
-    """(key, part, content) of every regular member of a tar read as a stream.
+    """(key, part, content) of every member of a tar read as a stream, to the last byte of the file.
 
     Raises:
-        ValueError: not a tar, cut short inside a member, or a member without "KEY.part".
+        ValueError: not a tar, cut short (tarfile alone takes a cut between two members for the end), or a member that is
+            no file named KEY.part.
     """
+    counting = _CountingReader(file)
     try:
-        with tarfile.open(fileobj=file, mode="r|") as tar:
+        with tarfile.open(fileobj=cast(Any, counting), mode="r|") as tar:
             for info in tar:
                 key, dot, name = info.name.partition(".")
                 if not info.isreg() or not key or not dot or not name:
@@ -299,6 +301,11 @@ def iter_tar_members(file: BinaryIO) -> Iterator[tuple[str, TarPart, bytes]]:
                 if len(data) != info.size:
                     raise ValueError(f"member {info.name!r} is cut short: {len(data)} of {info.size} bytes")
                 yield key, TarPart(name=name, content_byte_offset=info.offset_data, content_byte_size=info.size), data
+            end = tar.offset + 2 * tarfile.BLOCKSIZE  # two blocks of zeros close a tar
+        while counting.read(tarfile.RECORDSIZE):
+            pass
+        if counting.num_bytes < end:
+            raise ValueError(f"the tar is cut short: {counting.num_bytes} of at least {end} bytes")
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"not a readable tar: {error}") from error
 
@@ -355,6 +362,19 @@ def _member(by_name: dict[str, bytes], name: str) -> bytes:
     if name not in by_name:
         raise ValueError(f"member {name!r} is missing; there are {len(by_name)}: {', '.join(sorted(by_name)[:5])} ..")
     return by_name[name]
+
+
+class _CountingReader:
+    """A read-only stream that counts what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.num_bytes += len(data)
+        return data
 
 
 class _HashingWriter:

@@ -1,11 +1,14 @@
 """Stores of each kind, and an S3 server in this process."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ov2_core.storage.files import Store
+
+_BUCKETS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -23,15 +26,15 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3_store(s3_endpoint: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
+def s3_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty bucket of its own for each test."""
     import s3fs
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     options = {"endpoint_url": s3_endpoint, "client_kwargs": {"region_name": "us-east-1"}}
-    bucket = f"bucket-{abs(hash(request.node.nodeid)) % 10**12}"
-    s3fs.S3FileSystem(**options).mkdir(bucket)
+    bucket = f"bucket-{next(_BUCKETS)}"
+    s3fs.S3FileSystem(**options).call_s3("create_bucket", Bucket=bucket)
     return Store(f"s3://{bucket}/run", options)
 
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ov2_core.config import TokenizerConfig
-from ov2_core.storage.commit import commit_shard
+from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.files import Store
+from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, PLAN_ROWS
 from ov2_core.storage.writer import EncodedSample, canonical_json, committed_sample, encode_sample, write_tar
 from ov2_core.tokenized import Group, TokenizedVideo
@@ -233,3 +234,32 @@ def tree_bytes(root: Path, *, below: tuple[str, ...] = ("shards", "quarantine"))
 
 def replace_tokenized(tokenized: TokenizedVideo, **changes: Any) -> TokenizedVideo:
     return dataclasses.replace(tokenized, **changes)
+
+
+RUN_SHARDS = {0: [1, 2, 4], 1: [5, 6], 2: [8]}
+RUN_FALLEN = [3, 7]
+
+
+def run_job(store: Store, tmp: Path) -> None:
+    """A whole run over RUN_SHARDS, resuming what stands there: line 4 is filtered, line 8 (all of shard 2) quarantined."""
+    finish_commits(store)
+    done = set(committed_shards(store))
+    for shard in sorted(set(RUN_SHARDS) - done):
+        lines = RUN_SHARDS[shard]
+        commit_lines(
+            store,
+            tmp,
+            shard=shard,
+            lines=[line for line in lines if line not in (4, 8)],
+            filtered=[line for line in lines if line == 4],
+            quarantined=[line for line in lines if line == 8],
+        )
+    finish_commits(store)
+    collect_orphans(store)
+    write_index(store)
+
+
+def finished_run(store: Store, tmp: Path) -> Store:
+    write_plan(store, tmp / "plan", RUN_SHARDS, fallen=RUN_FALLEN)
+    run_job(store, tmp / "work")
+    return store
