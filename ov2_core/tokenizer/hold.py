@@ -73,7 +73,7 @@ def hold_updates(costs: HoldCosts, forced_BK: npt.NDArray[np.bool_], *, budget: 
     forced[:, 0] = False
     if int(forced.sum()) > budget or budget > blocks * (candidates - 1):
         raise ValueError(f"budget must be in {int(forced.sum())}..{blocks * (candidates - 1)}, got {budget}")
-    low, high = 0.0, float(costs.cost_BKK[:, 0, -1].max()) + 1.0
+    low, high = 0.0, float(costs.cost_BKK[:, :, -1].max()) + 1.0  # no update can save more
     chosen = np.zeros((blocks, candidates), bool)
     _solve(costs.cost_BKK, forced, high, chosen)
     trial = np.zeros_like(chosen)

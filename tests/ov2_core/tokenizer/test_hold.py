@@ -1,0 +1,112 @@
+"""Hold-DP: costs against a naive sum, choices against brute force, the budget met exactly."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ov2_core.tokenizer.hold import hold_costs, hold_updates
+
+
+def naive_cost(features, candidates, b, s, e):
+    """Squared error of holding candidate s over the frames up to candidate e (or the end), frame by frame."""
+    stop = candidates[e] if e < len(candidates) else len(features)
+    return sum(((features[t, b] - features[candidates[s], b]) ** 2).sum() for t in range(candidates[s], stop))
+
+
+def make_costs(features, candidates):
+    """hold_costs of a clip [T, B, F] of which only some frames are candidates."""
+    edges = [*candidates, len(features)]
+    pieces = [features[a:b].astype(np.float64) for a, b in zip(edges, edges[1:], strict=False)]
+    return hold_costs(
+        features[candidates].astype(np.float32),
+        np.stack([p.sum(axis=0) for p in pieces]),
+        np.stack([(p**2).sum(axis=(0, 2)) for p in pieces]),
+        np.array([len(p) for p in pieces], float),
+    )
+
+
+def total_cost(costs, chosen):
+    total = 0.0
+    for b, row in enumerate(chosen):
+        shown = [0, *np.flatnonzero(row).tolist(), chosen.shape[1]]
+        total += sum(costs.cost_BKK[b, s, e] for s, e in zip(shown, shown[1:], strict=False))
+    return total
+
+
+def test_hold_costs_equal_the_naive_sum():
+    features = np.random.default_rng(0).integers(0, 255, (11, 3, 4)).astype(np.float32)
+    candidates = [0, 2, 3, 7, 10]
+    costs = make_costs(features, candidates)
+    for b in range(3):
+        for s in range(5):
+            for e in range(s + 1, 6):
+                assert costs.cost_BKK[b, s, e] == pytest.approx(
+                    naive_cost(features, candidates, b, s, e), rel=1e-9, abs=1e-3
+                )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 3), st.integers(3, 4), st.data())
+def test_hold_updates_fill_the_budget_and_come_near_brute_force(seed, blocks, candidates, data):
+    rng = np.random.default_rng(seed)
+    features = np.cumsum(rng.normal(0, 10, (candidates, blocks, 2)), axis=0).astype(np.float32)
+    costs = make_costs(features, list(range(candidates)))
+    budget = data.draw(st.integers(0, blocks * (candidates - 1)))
+    forced = np.zeros((blocks, candidates), bool)
+    for b, k in data.draw(
+        st.sets(st.tuples(st.integers(0, blocks - 1), st.integers(1, candidates - 1)), max_size=budget)
+    ):
+        forced[b, k] = True
+    chosen = hold_updates(costs, forced, budget=budget)
+    assert chosen.sum() == budget
+    assert not chosen[:, 0].any()
+    assert (chosen | ~forced).all(), "forced updates are among the chosen"
+    free = [(b, k) for b in range(blocks) for k in range(1, candidates) if not forced[b, k]]
+    every = []
+    for extra in combinations(free, budget - int(forced.sum())):
+        trial = forced.copy()
+        for b, k in extra:
+            trial[b, k] = True
+        every.append(total_cost(costs, trial))
+    best, worst = min(every), max(every)
+    ours = total_cost(costs, chosen)
+    assert ours >= best - 1e-3
+    # A price can only reach the lower convex hull of cost over updates; the greedy rest may miss the optimum by one step.
+    assert ours <= best + 0.5 * (worst - best) + 1e-3
+
+
+def test_hold_updates_are_optimal_where_the_price_meets_the_budget():
+    """One block, distinct jumps: each further update takes the largest jump left."""
+    steps = np.array([0, 1, 50, 2, 30, 3, 10], float)
+    features = np.cumsum(steps)[:, None, None].astype(np.float32)
+    costs = make_costs(features, list(range(7)))
+    for budget in range(1, 6):
+        chosen = hold_updates(costs, np.zeros((1, 7), bool), budget=budget)
+        every = []
+        for extra in combinations(range(1, 7), budget):
+            trial = np.zeros((1, 7), bool)
+            trial[0, list(extra)] = True
+            every.append(total_cost(costs, trial))
+        assert total_cost(costs, chosen) == pytest.approx(min(every), rel=0.05, abs=5)
+
+
+def test_hold_updates_of_a_still_clip_spread_over_time():
+    features = np.zeros((9, 4, 3), np.float32)
+    chosen = hold_updates(make_costs(features, list(range(9))), np.zeros((4, 9), bool), budget=8)
+    assert chosen.sum() == 8
+    for row in chosen:
+        shown = [0, *np.flatnonzero(row).tolist(), 9]
+        assert max(e - s for s, e in zip(shown, shown[1:], strict=False)) <= 5, "each block is renewed in mid-clip"
+
+
+def test_hold_updates_refuse_an_impossible_budget():
+    costs = make_costs(np.zeros((4, 2, 1), np.float32), [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="budget"):
+        hold_updates(costs, np.zeros((2, 4), bool), budget=7)
+    forced = np.zeros((2, 4), bool)
+    forced[:, 1:] = True
+    with pytest.raises(ValueError, match="budget"):
+        hold_updates(costs, forced, budget=5)

@@ -1,0 +1,191 @@
+"""Scores, saliency, events, open groups, packing and uniform sampling: invariants and naive references."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ov2_core.config import EvidenceConfig, ScoreConfig, TokenizerConfig
+from ov2_core.signals.frame import BlockSignals
+from ov2_core.tokenizer.blocks import force_events, select_saliency
+from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
+from ov2_core.tokenizer.frames import fit_size, num_uniform_frames, sample_uniform
+from ov2_core.tokenizer.group import OpenGroup
+from ov2_core.tokenizer.score import score_blocks
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 9), st.integers(0, 2**32 - 1), st.data())
+def test_saliency_takes_the_best_blocks(candidates, blocks, seed, data):
+    score = np.random.default_rng(seed).integers(0, 5, (candidates, blocks)).astype(np.float32)
+    budget = data.draw(st.integers(1, (candidates - 1) * blocks))
+    chosen = [tuple(p) for p in select_saliency(score, budget=budget).tolist()]
+    naive = sorted(((k, b) for k in range(1, candidates) for b in range(blocks)), key=lambda p: (-score[p], p))[:budget]
+    assert chosen == sorted(naive)
+
+
+def test_saliency_refuses_more_than_there_is():
+    with pytest.raises(ValueError, match="exceeds the 3"):
+        select_saliency(np.zeros((2, 3), np.float32), budget=4)
+
+
+def test_score_is_the_weighted_sum_of_normalised_maps():
+    rng = np.random.default_rng(1)
+    motion, residual, intra = rng.random((3, 4, 20)).astype(np.float32) * [[[9]], [[50]], [[1]]]
+    score = score_blocks(motion, residual, intra, ScoreConfig())
+    for t in range(4):
+        mv = np.minimum(motion[t] / max(np.percentile(motion[t], 95), 0.25), 2)
+        res = np.minimum(residual[t] / max(np.percentile(residual[t], 95), 1.0), 2)
+        assert score[t] == pytest.approx(mv / 4 + res + intra[t] / 2, rel=1e-5)
+
+
+def test_score_per_clip_ranks_a_busy_frame_over_a_quiet_one():
+    residual = np.stack([np.linspace(1.1, 2, 10), np.linspace(20, 40, 10)]).astype(np.float32)
+    zero = np.zeros_like(residual)
+    per_frame = score_blocks(zero, residual, zero, ScoreConfig(normalisation="frame"))
+    per_clip = score_blocks(zero, residual, zero, ScoreConfig(normalisation="clip"))
+    assert per_frame[0].max() == pytest.approx(per_frame[1].max(), rel=0.1)
+    assert per_clip[0].max() < 0.2 * per_clip[1].max()
+
+
+def test_events_are_forced_in_every_window_until_the_share_is_spent():
+    seconds = np.arange(31) / 30
+    activity = np.random.default_rng(2).random((31, 12)).astype(np.float32)
+    forced = force_events(activity, seconds, budget=36, config=EvidenceConfig(event_blocks=2, max_event_share=1.0))
+    assert not forced[0].any()
+    window = (seconds / 0.2 + 1e-6).astype(int)
+    for w in range(5):
+        rows = np.flatnonzero(forced.any(axis=1) & (window == w))
+        assert len(rows) == 1
+        k = rows[0]
+        assert set(np.flatnonzero(forced[k])) == set(np.argsort(-activity[k])[:2])
+    few = force_events(activity, seconds, budget=36, config=EvidenceConfig(event_blocks=2, max_event_share=0.12))
+    assert few.sum() == 4
+    assert (forced | ~few).all()
+    assert force_events(activity, seconds, budget=36, config=EvidenceConfig(event_period_seconds=0)).sum() == 0
+
+
+def signals(rng, blocks, scale=1.0):
+    return BlockSignals(
+        motion_B=(rng.random(blocks) * scale).astype(np.float32),
+        residual_B=(rng.random(blocks) * 10 * scale).astype(np.float32),
+        intra_B=rng.random(blocks).astype(np.float32),
+        feature_BF=(rng.random((blocks, 4)) * 255).astype(np.float32),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(4, 60),
+    st.integers(1, 6),
+    st.integers(4, 12),
+    st.sampled_from(["saliency", "evidence"]),
+    st.integers(0, 999),
+)
+def test_open_group_fills_its_canvases_exactly(frames, blocks, max_candidates, policy, seed):
+    rng = np.random.default_rng(seed)
+    config = TokenizerConfig(policy=policy, max_candidates=max_candidates)
+    group = OpenGroup(num_frames=frames, num_blocks=blocks, fps=30.0, config=config)
+    alive = []
+    for i in range(frames):
+        group.push(i * 2, signals(rng, blocks), f"pixels {i}")
+        alive.append(len(group._slots))
+    picks = group.close()
+    assert max(alive) <= max_candidates
+    assert picks[0].tick == 0
+    assert picks[0].blocks.tolist() == list(range(blocks))
+    assert sum(len(p.blocks) for p in picks[1:]) == 3 * blocks
+    assert [p.tick for p in picks] == sorted({p.tick for p in picks})
+    for pick in picks:
+        assert pick.pixels == f"pixels {pick.tick // 2}"
+        assert pick.blocks.tolist() == sorted(set(pick.blocks.tolist()))
+
+
+def test_open_group_keeps_the_most_active_frame_of_a_slot():
+    rng = np.random.default_rng(0)
+    group = OpenGroup(num_frames=41, num_blocks=3, fps=30.0, config=TokenizerConfig(max_candidates=5))
+    for i in range(41):
+        group.push(i, signals(rng, 3, scale=100.0 if i in (7, 33) else 1.0), i)
+    ticks = [p.tick for p in group.close()]
+    assert 7 in ticks
+    assert 33 in ticks
+
+
+def test_packing_lays_blocks_in_raster_order():
+    rng = np.random.default_rng(3)
+    frames = {t: rng.integers(0, 255, (56, 84, 3), np.uint8) for t in (4, 9)}
+    blocks = {4: np.array([1, 5]), 9: np.array([0, 2, 3, 4])}
+    picks = [(t, blocks[t], cut_blocks(frames[t], blocks[t], block_px=28)) for t in (4, 9)]
+    canvases, positions = pack_blocks(picks, rows=2, columns=3, patch_px=14, merge=2)
+    assert canvases.shape == (1, 56, 84, 3)
+    place = 0
+    for t in (4, 9):
+        for b in blocks[t]:
+            r, c = place // 3 * 28, place % 3 * 28
+            source = frames[t][b // 3 * 28 : b // 3 * 28 + 28, b % 3 * 28 : b % 3 * 28 + 28]
+            assert (canvases[0, r : r + 28, c : c + 28] == source).all()
+            for pr in range(2):
+                for pc in range(2):
+                    patch = (place // 3 * 2 + pr) * 6 + place % 3 * 2 + pc
+                    assert positions[0, patch].tolist() == [t, b // 3 * 2 + pr, b % 3 * 2 + pc]
+            place += 1
+
+
+def test_packing_refuses_a_half_filled_canvas():
+    tiles = np.zeros((4, 28, 28, 3), np.uint8)
+    with pytest.raises(ValueError, match="do not fill"):
+        pack_blocks([(0, np.arange(4), tiles)], rows=2, columns=3, patch_px=14, merge=2)
+
+
+def test_packing_a_whole_frame_gives_the_frame_back():
+    frame = np.random.default_rng(4).integers(0, 255, (56, 84, 3), np.uint8)
+    every = np.arange(6)
+    canvases, positions = pack_blocks(
+        [(7, every, cut_blocks(frame, every, block_px=28))], rows=2, columns=3, patch_px=14, merge=2
+    )
+    assert (canvases[0] == frame).all()
+    assert (positions[0] == frame_positions(7, 4, 6)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 9000), st.integers(1, 9000))
+def test_fit_size_stays_on_the_grid_and_in_the_area(width, height):
+    w, h = fit_size(width, height, area_px=392 * 392, multiple_px=28)
+    assert w % 28 == 0
+    assert h % 28 == 0
+    assert w * h <= 392 * 392
+    assert w <= max(28, width)
+    assert h <= max(28, height)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [((1280, 720), (504, 280)), ((392, 392), (392, 392)), ((320, 180), (308, 168)), ((16, 16), (28, 28))],
+)
+def test_fit_size_examples(source, expected):
+    assert fit_size(*source, area_px=392 * 392, multiple_px=28) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0.001, 2), min_size=1, max_size=200), st.data())
+def test_uniform_samples_are_distinct_and_span_the_clip(steps, data):
+    seconds = np.cumsum([0, *steps])
+    count = data.draw(st.integers(1, len(seconds)))
+    chosen = sample_uniform(seconds, count)
+    assert len(chosen) == count
+    assert (np.diff(chosen) > 0).all()
+    assert chosen[0] == 0
+    assert chosen[-1] <= len(seconds) - 1
+    if count > 1:
+        assert chosen[-1] == len(seconds) - 1
+
+
+def test_uniform_samples_of_a_constant_rate_are_evenly_spaced():
+    chosen = sample_uniform(np.arange(100) / 25, 12)
+    assert (np.abs(chosen - np.linspace(0, 99, 12)) <= 0.5 + 1e-9).all()
+
+
+def test_uniform_auto_chooses_by_length():
+    config = TokenizerConfig(mode="uniform", budget=0, max_frames=64)
+    assert [num_uniform_frames(10_000, s, config) for s in (3, 12, 500)] == [8, 16, 64]
+    assert num_uniform_frames(5, 500, config) == 5
