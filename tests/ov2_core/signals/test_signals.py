@@ -11,8 +11,16 @@ from ov2_core.signals.motion import CellsToPatches, match_blocks, rasterise_vect
 from ov2_core.signals.residual import block_features, compensated_residual, halve
 
 VECTOR = np.dtype(
-    [("source", "<i4"), ("w", "u1"), ("h", "u1"), ("dst_x", "<i2"), ("dst_y", "<i2")]
-    + [("motion_x", "<i4"), ("motion_y", "<i4"), ("motion_scale", "<u2")]
+    [
+        ("source", "<i4"),
+        ("w", "u1"),
+        ("h", "u1"),
+        ("dst_x", "<i2"),
+        ("dst_y", "<i2"),
+        ("motion_x", "<i4"),
+        ("motion_y", "<i4"),
+        ("motion_scale", "<u2"),
+    ]
 )
 
 

@@ -1,6 +1,6 @@
 """Hold-DP: costs against a naive sum, choices against brute force, the budget met exactly."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def naive_cost(features, candidates, b, s, e):
 def make_costs(features, candidates):
     """hold_costs of a clip [T, B, F] of which only some frames are candidates."""
     edges = [*candidates, len(features)]
-    pieces = [features[a:b].astype(np.float64) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [features[a:b].astype(np.float64) for a, b in pairwise(edges)]
     return hold_costs(
         features[candidates].astype(np.float32),
         np.stack([p.sum(axis=0) for p in pieces]),
@@ -32,7 +32,7 @@ def total_cost(costs, chosen):
     total = 0.0
     for b, row in enumerate(chosen):
         shown = [0, *np.flatnonzero(row).tolist(), chosen.shape[1]]
-        total += sum(costs.cost_BKK[b, s, e] for s, e in zip(shown, shown[1:], strict=False))
+        total += sum(costs.cost_BKK[b, s, e] for s, e in pairwise(shown))
     return total
 
 
@@ -99,7 +99,7 @@ def test_hold_updates_of_a_still_clip_spread_over_time():
     assert chosen.sum() == 8
     for row in chosen:
         shown = [0, *np.flatnonzero(row).tolist(), 9]
-        assert max(e - s for s, e in zip(shown, shown[1:], strict=False)) <= 5, "each block is renewed in mid-clip"
+        assert max(e - s for s, e in pairwise(shown)) <= 5, "each block is renewed in mid-clip"
 
 
 def test_hold_updates_refuse_an_impossible_budget():
