@@ -331,6 +331,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, room: int) -> str:
     """The text, its middle cut out where it is wider than the room."""
     text = " ".join(text.split())
+    if len(text) > 400:
+        text = text[:200] + text[-200:]
     while draw.textlength(text, _font(size)) > room and len(text) > 8:
         half = (len(text) - 3) // 2
         text = f"{text[: half - 1]}...{text[-half + 1 :]}"

@@ -54,7 +54,7 @@ def count_numbers(
     if not np.isfinite(array).all():
         raise ValueError(f"{title}: values must be finite")
     low, high = float(array.min()), float(array.max())
-    log = low > 0 and high / low > LOG_SPAN
+    log = low > 0 and LOG_SPAN < high / low < 10.0**MAX_BARS
     edges = _log_edges(low, high) if log else _linear_edges(low, high, whole=unit in ("count", "bytes"))
     index = np.clip(np.searchsorted(edges, array, side="right") - 1, 0, len(edges) - 2)
     counts = np.bincount(index, minlength=len(edges) - 1)
@@ -88,8 +88,8 @@ def count_categories(title: str, names: Iterable[str] | Mapping[str, int], *, li
 
 
 def _linear_edges(low: float, high: float, *, whole: bool) -> npt.NDArray[np.float64]:
-    if low == high:
-        return np.array([low, low + (1.0 if whole else max(abs(low) * 0.01, 1e-6))])
+    if high - low <= 1e-9 * abs(high):
+        return np.array([low, high + (1.0 if whole else max(abs(high) * 0.01, 1e-6))])
     step = _nice_step((high - low) / MAX_BARS)
     if whole:
         step = max(1.0, step)

@@ -1,15 +1,19 @@
 """Synthetic stored samples: frames whose pixels tell their time and place, and blocks chosen by a seeded generator."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ov2_core.config import TokenizerConfig
+from ov2_core.storage.commit import commit_shard
+from ov2_core.storage.files import Store
 from ov2_core.storage.reader import StoredSample
-from ov2_core.storage.writer import EncodedSample, canonical_json, encode_sample
+from ov2_core.storage.writer import EncodedSample, canonical_json, committed_sample, encode_sample, write_tar
 from ov2_core.tokenized import Group, TokenizedVideo
+from schemas.shard import FilteredRow, QuarantineRow
 from schemas.tokens import Provenance, SampleRecord
 from schemas.video import Message
 
@@ -170,3 +174,43 @@ def make_tokenized() -> Callable[..., TokenizedVideo]:
 @pytest.fixture
 def make_encoded() -> Callable[..., EncodedSample]:
     return _make_encoded
+
+
+def _make_run(
+    store: Store,
+    folder: Path,
+    encoded: list[EncodedSample],
+    *,
+    samples_a_shard: int = 2,
+    quarantined: tuple[QuarantineRow, ...] = (),
+    filtered: tuple[FilteredRow, ...] = (),
+    shard_seconds: float = 10.0,
+    pause_seconds: float = 0.0,
+) -> None:
+    """Shards of the samples, committed by the storage layer itself; the last shard carries the rows that fell."""
+    chunks = [encoded[i : i + samples_a_shard] for i in range(0, len(encoded), samples_a_shard)]
+    for shard, chunk in enumerate(chunks):
+        tar = write_tar(folder / f"attempt-{shard}.tar", [(one.key, one.members) for one in chunk])
+        samples = [
+            committed_sample(one.record, placed, cpu_seconds=2.0, peak_rss_bytes=1 << 20)
+            for one, placed in zip(chunk, tar.samples, strict=True)
+        ]
+        started = 1000.0 + shard * (shard_seconds + pause_seconds)
+        last = shard == len(chunks) - 1
+        commit_shard(
+            store,
+            shard=shard,
+            tar=tar,
+            samples=samples,
+            filtered=filtered if last else (),
+            quarantined=quarantined if last else (),
+            config_digest="0" * 16,
+            code_version="test",
+            started_unix_seconds=started,
+            finished_unix_seconds=started + shard_seconds,
+        )
+
+
+@pytest.fixture
+def make_run() -> Callable[..., None]:
+    return _make_run
