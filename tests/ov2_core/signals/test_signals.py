@@ -10,18 +10,8 @@ from ov2_core.signals.frame import SignalExtractor, to_blocks
 from ov2_core.signals.motion import CellsToPatches, match_blocks, rasterise_vectors, subtract_camera, turn_offsets
 from ov2_core.signals.residual import block_features, compensated_residual, halve
 
-VECTOR = np.dtype(
-    [
-        ("source", "<i4"),
-        ("w", "u1"),
-        ("h", "u1"),
-        ("dst_x", "<i2"),
-        ("dst_y", "<i2"),
-        ("motion_x", "<i4"),
-        ("motion_y", "<i4"),
-        ("motion_scale", "<u2"),
-    ]
-)
+FIELDS = {"source": "<i4", "w": "u1", "h": "u1", "dst_x": "<i2", "dst_y": "<i2", "motion_x": "<i4", "motion_y": "<i4"}
+VECTOR = np.dtype([*FIELDS.items(), ("motion_scale", "<u2")])
 
 
 @pytest.fixture
