@@ -38,7 +38,7 @@ class OddClip:
     refused_as: tuple[str, ...] = ()
     """Quarantine reasons that would be right; empty for a file that must be tokenized."""
     flag: str | None = None
-    """What should be flagged where it is tokenized: "truncated"."""
+    """What should be flagged where it is tokenized: "truncated", if its container can tell."""
 
 
 def write_odd_clip(name: str, folder: Path, *, num_frames: int = 36) -> OddClip:
@@ -135,12 +135,10 @@ def _odd_size(folder: Path, num_frames: int) -> OddClip:
 
 
 def _below_a_block(folder: Path, num_frames: int) -> OddClip:
-    """Smaller than one 28-px block: no canvas can hold a source patch of it without enlarging."""
+    """Smaller than one 28-px block, so that it has to be enlarged."""
     path = folder / "below_a_block.mp4"
     write_clip(path, _moving_stripes(num_frames, 24, 16), fps=_FPS)
-    return OddClip(
-        path=path, video_id=None, num_frames=num_frames, width_px=24, height_px=16, refused_as=("unsupported",)
-    )
+    return OddClip(path=path, video_id=None, num_frames=num_frames, width_px=24, height_px=16)
 
 
 def _audio(output: Any, seconds: float = 1.0) -> tuple[Any, Iterator[Any]]:
@@ -222,7 +220,8 @@ def _truncated(name: str, suffix: str, share: float, **options: Any) -> Callable
         write_clip(path, _frames(name, num_frames * 3), fps=_FPS, gop_frames=12, **options)
         whole = path.read_bytes()
         path.write_bytes(whole[: int(len(whole) * share)])
-        return OddClip(path=path, video_id=video_id_of(name), num_frames=None, flag="truncated")
+        flag = None if suffix == ".ts" else "truncated"  # a transport stream does not say how long it is
+        return OddClip(path=path, video_id=video_id_of(name), num_frames=None, flag=flag)
 
     return write
 

@@ -1,0 +1,307 @@
+"""The tokenizer benchmark's report as tables: on the terminal, and as a marked section of a Markdown file.
+
+Enters: the report of jobs/bench_tokenizer.py (plain JSON types). Leaves: text. Design: one list of tables serves both, so that
+what is printed and what is written cannot differ.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BEGIN, END = "<!-- bench tokenizer: begin -->", "<!-- bench tokenizer: end -->"
+EQUAL_TOKENS = 0.02
+"""Largest relative difference in tokens at which two selections are compared in the summary."""
+POLICIES = ("uniform", "saliency", "evidence", "peer", "peer as delivered")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextTable:
+    """A table of strings."""
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables_of(report: dict[str, Any]) -> list[TextTable]:
+    """All tables of a report."""
+    budgets = report["settings"]["budgets"]
+    tables = [_summary(report), _cost_summary(report)]
+    tables += [_quality(report, budget) for budget in budgets]
+    tables += [_cost(report, max(budgets)), _jpeg(report)]
+    failures = _failures(report)
+    return [*tables, failures] if failures.rows else tables
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    """To the terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(_provenance(report))
+    for text in tables_of(report):
+        table = Table(title=text.title, caption=text.note, caption_justify="left")
+        for i, name in enumerate(text.header):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        for row in text.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def write_markdown(report: dict[str, Any], path: Path) -> None:
+    """Replaces what stands between the markers, or appends both to the file.
+
+    Raises:
+        ValueError: one marker without the other.
+    """
+    parts = [_provenance(report), ""]
+    for table in tables_of(report):
+        parts += [f"### {table.title}", "", table.note, ""]
+        parts += [_line(table.header), _line(["---"] + ["---:"] * (len(table.header) - 1))]
+        parts += [_line(row) for row in table.rows]
+        parts.append("")
+    body = "\n".join(parts)
+    old = path.read_text() if path.exists() else ""
+    if (BEGIN in old) != (END in old):
+        raise ValueError(f"{path} holds only one of {BEGIN} and {END}; put the other back")
+    if BEGIN in old:
+        head, rest = old.split(BEGIN, 1)
+        tail = rest.split(END, 1)[1]
+    else:
+        head, tail = (old.rstrip() + "\n\n" if old.strip() else ""), "\n"
+    path.write_text(f"{head}{BEGIN}\n\n{body}\n{END}{tail}")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _provenance(report: dict[str, Any]) -> str:
+    machine, versions, settings = report["machine"], report["versions"], report["settings"]
+    load = report["load_average_before"], report["load_average_after"]
+    known = ", ".join(f"{k} {v}" for k, v in versions.items() if v)
+    return (
+        f"Measured {machine['date']} on {machine['cpu']}, {machine['usable_cpus']} usable CPUs ({machine['system']}); load "
+        f"average {load[0][0]} before and {load[1][0]} after, so the machine was "
+        f"{'shared with other work: costs are noisy' if max(load[0][0], load[1][0]) > 1.5 else 'otherwise quiet'}. "
+        f"{settings['repeats']} fresh processes a measurement. {known}. Peer: {report['peer']['note']}."
+    )
+
+
+def _cases(report: dict[str, Any], budget: int, policy: str) -> dict[str, dict[str, Any]]:
+    return {
+        clip["name"]: case
+        for clip in report["clips"]
+        for case in clip["cases"]
+        if case["budget"] == budget and case["policy"] == policy
+    }
+
+
+def _summary(report: dict[str, Any]) -> TextTable:
+    rows = []
+    for budget in report["settings"]["budgets"]:
+        uniform = _cases(report, budget, "uniform")
+        for policy in POLICIES:
+            cases = {n: c for n, c in _cases(report, budget, policy).items() if _comparable(c, uniform.get(n))}
+            if not cases:
+                continue
+            gains = [c["psnr_db"] - uniform[n]["psnr_db"] for n, c in cases.items() if _finite(c, uniform[n])]
+            wins = sum(_decibels(c) > _decibels(uniform[n]) for n, c in cases.items())
+            similar = [c["ssim"] - uniform[n]["ssim"] for n, c in cases.items()]
+            events = [c for c in cases.values() if c["num_events"]]
+            rows.append(
+                (
+                    policy,
+                    str(budget),
+                    str(len(cases)),
+                    _signed(_mean(gains), 2),
+                    f"{_signed(min(gains, default=None), 1)} .. {_signed(max(gains, default=None), 1)}",
+                    _signed(_mean(similar), 3),
+                    str(wins) if policy != "uniform" else "-",
+                    _fixed(_mean([c["event_recall"] for c in events]), 2),
+                    _fixed(_mean([c["strict_recall"] for c in events]), 2),
+                )
+            )
+    return TextTable(
+        title="Evidence and events against uniform frames at the same number of tokens",
+        note=(
+            "Held evidence against all source frames; gains are over uniform frames, averaged over the clips where both have "
+            "the same number of tokens (within 2 %); a clip rebuilt exactly counts as a win and in no mean of PSNR. Policy "
+            "evidence optimises nearly this PSNR, so read SSIM and events beside it. Events: generated clips alone. "
+            '"peer" is its selection with the same source pixels as ours; "as delivered" has its own scaling and JPEG.'
+        ),
+        header=("selection", "images", "clips", "PSNR gain dB", "range", "SSIM gain", "wins", "event recall", "strict"),
+        rows=tuple(rows),
+    )
+
+
+def _comparable(case: dict[str, Any], uniform: dict[str, Any] | None) -> bool:
+    """Equal numbers of tokens, within 2 %."""
+    return uniform is not None and abs(case["tokens"] / uniform["tokens"] - 1) <= EQUAL_TOKENS
+
+
+def _decibels(case: dict[str, Any]) -> float:
+    return float("inf") if case["psnr_db"] is None else float(case["psnr_db"])
+
+
+def _finite(case: dict[str, Any], other: dict[str, Any]) -> bool:
+    return case["psnr_db"] is not None and other["psnr_db"] is not None
+
+
+def _costs(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[tuple[int | None, str], dict[str, Any]]]]:
+    return [(clip, {(c["budget"], c["kind"]): c for c in clip["cost"]}) for clip in report["clips"]]
+
+
+def _cost_summary(report: dict[str, Any]) -> TextTable:
+    rows = []
+    for budget in report["settings"]["budgets"]:
+        for kind in ("uniform", "saliency", "evidence", "peer"):
+            pairs = []
+            for clip, costs in _costs(report):
+                mine, decode = costs.get((budget, kind)), costs.get((None, "decode"))
+                if mine and decode and "error" not in mine and "cpu_seconds" in mine and "cpu_seconds" in decode:
+                    pairs.append((mine, decode, clip))
+            if not pairs:
+                continue
+            cpu = sum(m["cpu_seconds"]["median"] for m, _, _ in pairs)
+            plain = sum(d["cpu_seconds"]["median"] for _, d, _ in pairs)
+            rows.append(
+                (
+                    kind,
+                    str(budget),
+                    str(len(pairs)),
+                    f"{cpu:.2f}",
+                    f"{plain:.2f}",
+                    f"{cpu / plain:.2f}",
+                    f"{sum(m['wall_seconds']['median'] for m, _, _ in pairs):.2f}",
+                    f"{sum(c['seconds'] for _, _, c in pairs) / cpu:.0f}",
+                    f"{max(m['peak_rss_bytes']['median'] for m, _, _ in pairs) / 2**20:.0f}",
+                )
+            )
+    return TextTable(
+        title="Cost, all clips together",
+        note=(
+            "CPU seconds (children included) of one call, sum over clips of the median run; start-up, imports and compilation are "
+            "out: the clock starts after a warm-up call. Ours and the peer's end with canvases as JPEG 95 (the peer's on disk); "
+            "the peer's include the ffprobe processes that it starts. Plain decode is PyAV on one thread, frames dropped; only the clips that the row covers. Peak is that of the process."
+        ),
+        header=(
+            "kind",
+            "images",
+            "clips",
+            "CPU s",
+            "plain decode CPU s",
+            "ratio",
+            "wall s",
+            "video s per CPU s",
+            "peak MiB",
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _quality(report: dict[str, Any], budget: int) -> TextTable:
+    rows = []
+    for clip in report["clips"]:
+        for policy in POLICIES:
+            case = _cases({"clips": [clip]}, budget, policy).get(clip["name"])
+            if case is None or policy == "peer as delivered":
+                continue
+            rows.append(
+                (
+                    clip["name"] if policy == "uniform" else "",
+                    policy,
+                    str(case["tokens"]),
+                    _fixed(case["psnr_db"], 2) if case["psnr_db"] is not None else "exact",
+                    _fixed(case["ssim"], 3),
+                    _fixed(case["event_recall"], 2),
+                    _fixed(case["strict_recall"], 2),
+                )
+            )
+    return TextTable(
+        title=f"Quality by clip, {budget} images",
+        note="Tokens differ where the peer rounds a frame's size to the grid and we floor it, and for clips too short.",
+        header=("clip", "selection", "tokens", "PSNR dB", "SSIM", "event recall", "strict"),
+        rows=tuple(rows),
+    )
+
+
+def _cost(report: dict[str, Any], budget: int) -> TextTable:
+    rows = []
+    for clip, costs in _costs(report):
+        for kind in ("decode", "uniform", "saliency", "evidence", "peer"):
+            cost = costs.get((None if kind == "decode" else budget, kind))
+            if cost is None or "cpu_seconds" not in cost:
+                continue
+            about = (
+                f"{clip['name']} ({clip['codec']} {clip['width_px']}x{clip['height_px']}, {clip['num_frames']} frames)"
+            )
+            cpu, memory = cost["cpu_seconds"], cost["peak_rss_bytes"]["median"]
+            rows.append(
+                (
+                    about if kind == "decode" else "",
+                    kind,
+                    f"{cpu['median']:.2f}",
+                    f"{cpu['min']:.2f} .. {cpu['max']:.2f}",
+                    f"{cost['wall_seconds']['median']:.2f}",
+                    f"{memory / 2**20:.0f}",
+                    f"{(memory - cost['rss_before_bytes']['median']) / 2**20:.0f}",
+                )
+            )
+    return TextTable(
+        title=f"Cost by clip, {budget} images",
+        note="Median, and the least and most of the repeats. The last column is the peak above what the warm process held before.",
+        header=("clip", "kind", "CPU s", "range", "wall s", "peak MiB", "above start MiB"),
+        rows=tuple(rows),
+    )
+
+
+def _jpeg(report: dict[str, Any]) -> TextTable:
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for clip in report["clips"]:
+        for row in clip["jpeg"]:
+            groups.setdefault((row["policy"], row["quality"], row["subsampling"]), []).append(row)
+    rows = [
+        (
+            policy,
+            f"{quality} {subsampling}",
+            f"{sum(r['bytes'] for r in found) / sum(r['tokens'] for r in found):.0f}",
+            _fixed(_mean([r["psnr_db"] for r in found if r["psnr_db"] is not None]), 1),
+        )
+        for (policy, quality, subsampling), found in sorted(groups.items(), key=lambda item: POLICIES.index(item[0][0]))
+    ]
+    return TextTable(
+        title="Bytes a token by JPEG quality",
+        note="All clips together at the largest budget; a token is 28 x 28 px. PSNR of canvases through JPEG, mean over clips.",
+        header=("selection", "JPEG", "bytes a token", "PSNR dB"),
+        rows=tuple(rows),
+    )
+
+
+def _failures(report: dict[str, Any]) -> TextTable:
+    rows = [(clip["name"], "clip", clip["error"]) for clip in report["clips"] if "error" in clip]
+    for clip, costs in _costs(report):
+        rows += [
+            (clip["name"], f"{kind} {budget or ''}".strip(), cost["error"])
+            for (budget, kind), cost in costs.items()
+            if "error" in cost
+        ]
+    return TextTable(title="What did not run", note="", header=("clip", "kind", "reason"), rows=tuple(rows))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:+.{digits}f}"

@@ -1,0 +1,295 @@
+"""`ov2 bench tokenizer`: what tokenization costs and what its tokens tell, against plain decoding, uniform frames and a peer.
+
+Enters: a folder of videos (optional) beside generated clips with known events. Leaves: JSON, a table, a section of
+docs/benchmarks.md. Design: every cost is measured in a fresh process after a warm-up (jobs/bench_measure.py), repeats are
+interleaved over the kinds so that a noisy minute falls on all of them; quality is deterministic and computed once
+(jobs/bench_quality.py). A clip or a peer that fails is a row with its reason, never left out silently.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from jobs.bench_measure import RECIPES
+from jobs.bench_peer import PEER_VERSION, find_peer, run_peer
+from jobs.bench_report import print_tables, write_markdown
+from ov2_core.errors import BadItemError
+from ov2_core.evals.clips import Camera, ClipTruth, write_rope_clip
+from ov2_core.media.probe import probe_video
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg", ".flv")
+WARMUP_SECONDS = 2.0
+CHILD_TIMEOUT_SECONDS = 900
+_GENERATED: tuple[tuple[str, str, Camera, float], ...] = (
+    ("rope-static", "libx264", "static", 30),
+    ("rope-panning", "libx264", "panning", 30),
+    ("rope-shaking", "libx264", "shaking", 30),
+    ("rope-60fps", "libx264", "static", 60),
+    ("rope-hevc", "libx265", "static", 30),
+)
+
+
+def run_benchmark(
+    *,
+    videos: Path | None,
+    budgets: list[int],
+    repeats: int,
+    peer_python: str | None,
+    use_peer: bool,
+    generated_seconds: float,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Everything that the command reports, as plain JSON types. Paths are reported by their last part only.
+
+    Raises:
+        ValueError: no videos in the folder, or a budget or a number of repeats that makes no sense.
+    """
+    if repeats < 1 or not budgets or min(budgets) < 4:
+        raise ValueError(f"expected repeats >= 1 and budgets >= 4, got {repeats} and {budgets}")
+    real = [] if videos is None else _videos_in(videos)
+    peer, peer_note = find_peer(peer_python) if use_peer else (None, "left out by --no-peer")
+    say(f"peer codec-video-prep: {peer_note}")
+    report: dict[str, Any] = {
+        "schema_version": 1,
+        "machine": _machine(),
+        "versions": _versions() | {"codec-video-prep": peer_note if peer else None},
+        "settings": {"budgets": budgets, "repeats": repeats, "generated_seconds": generated_seconds},
+        "peer": {"ran": peer is not None, "note": peer_note, "expected_version": PEER_VERSION},
+        "load_average_before": _load(),
+        "clips": [],
+    }
+    with tempfile.TemporaryDirectory(prefix="ov2-bench-") as work:
+        folder = Path(work)
+        warmup = folder / "warmup.mp4"
+        warmup_truth = write_rope_clip(warmup, seed=1000, seconds=WARMUP_SECONDS)
+        clips: list[tuple[Path, ClipTruth | None]] = []
+        for seed, (name, codec, camera, fps) in enumerate(_GENERATED):
+            made = folder / f"{name}.mp4"
+            truth = write_rope_clip(
+                made,
+                seed=seed,
+                seconds=generated_seconds,
+                fps=fps,
+                width_px=960,
+                height_px=540,
+                camera=camera,
+                codec=codec,
+            )
+            clips.append((made, truth))
+        clips += [(path, None) for path in real]
+        for path, known in clips:
+            started = time.perf_counter()
+            report["clips"].append(
+                _bench_clip(
+                    path,
+                    known,
+                    budgets=budgets,
+                    repeats=repeats,
+                    peer=peer,
+                    warmup=warmup,
+                    warmup_frames=len(warmup_truth.pts_seconds),
+                    folder=folder,
+                )
+            )
+            say(f"{path.name}: {time.perf_counter() - started:.0f} s")
+    report["load_average_after"] = _load()
+    return report
+
+
+def _bench_clip(
+    path: Path,
+    truth: ClipTruth | None,
+    *,
+    budgets: list[int],
+    repeats: int,
+    peer: str | None,
+    warmup: Path,
+    warmup_frames: int,
+    folder: Path,
+) -> dict[str, Any]:
+    clip: dict[str, Any] = {"name": path.name, "generated": truth is not None, "cases": [], "jpeg": [], "cost": []}
+    try:
+        probe = probe_video(str(path))
+    except BadItemError as error:
+        return clip | {"error": f"{error.reason}: {error}".replace(str(path), path.name)}
+    clip |= {
+        "codec": probe.codec,
+        "pixel_format": probe.pixel_format,
+        "width_px": probe.width_px,
+        "height_px": probe.height_px,
+        "num_frames": probe.num_frames,
+        "seconds": probe.duration_seconds,
+        "fps": probe.fps,
+    }
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    images: dict[int, int] = {}
+    for _ in range(repeats):
+        runs.setdefault((0, "decode"), []).append(_run_child("decode", 0, path, warmup, folder))
+        for budget in budgets:
+            for kind in RECIPES:
+                result = _run_child(
+                    kind, images.get(budget, budget) if kind == "uniform" else budget, path, warmup, folder
+                )
+                runs.setdefault((budget, kind), []).append(result)
+                if kind == "saliency" and "images" in result:
+                    images[budget] = result["images"]
+            if peer is not None:
+                result = run_peer(
+                    peer,
+                    video=path,
+                    images=images.get(budget, budget),
+                    num_frames=probe.num_frames,
+                    coded_size_px=(probe.coded_width_px, probe.coded_height_px),
+                    warmup=warmup,
+                    warmup_frames=warmup_frames,
+                    out=_peer_folder(folder, path, budget),
+                )
+                runs.setdefault((budget, "peer"), []).append(result)
+    clip["cost"] = [_cost(key, results) for key, results in sorted(runs.items())]
+    peer_folders = {
+        budget: _peer_folder(folder, path, budget)
+        for budget, kind in runs
+        if kind == "peer" and "error" not in runs[budget, kind][-1]
+    }
+    from jobs.bench_quality import score_clip
+
+    try:
+        clip["cases"], clip["jpeg"] = score_clip(path, truth=truth, budgets=budgets, peer_folders=peer_folders)
+    except BadItemError as error:
+        clip["error"] = f"{error.reason}: {error}".replace(str(path), path.name)
+    return clip
+
+
+def _peer_folder(folder: Path, path: Path, budget: int) -> Path:
+    return folder / "peer" / f"{path.name.replace('.', '_')}-{budget}"
+
+
+def _run_child(kind: str, budget: int, path: Path, warmup: Path, folder: Path) -> dict[str, Any]:
+    """One measurement of ours in a fresh process, or {"error": ...}."""
+    spec, result = folder / "spec.json", folder / "result.json"
+    result.unlink(missing_ok=True)
+    spec.write_text(json.dumps({"kind": kind, "budget": budget, "video": str(path), "warmup": str(warmup)}))
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "jobs.bench_measure", str(spec), str(result)]
+    try:
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=CHILD_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no result within {CHILD_TIMEOUT_SECONDS} s"}
+    if run.returncode or not result.exists():
+        last = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+        return {"error": last.replace(str(path), path.name)[:300]}
+    measured: dict[str, Any] = json.loads(result.read_text())
+    return measured
+
+
+def _cost(key: tuple[int, str], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median and extremes over the repeats."""
+    row: dict[str, Any] = {"budget": key[0] or None, "kind": key[1], "runs": results}
+    good = [r for r in results if "error" not in r]
+    if len(good) < len(results):
+        row["error"] = next(r["error"] for r in results if "error" in r)
+    for field in ("cpu_seconds", "wall_seconds", "peak_rss_bytes", "rss_before_bytes"):
+        values = [r[field] for r in good]
+        if values:
+            row[field] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return row
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES) if folder.is_dir() else []
+    if not found:
+        raise ValueError(f"--videos {folder}: no file ends in {', '.join(VIDEO_SUFFIXES)}")
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": model, "usable_cpus": usable, "system": platform.system(), "date": time.strftime("%Y-%m-%d")}
+
+
+def _versions() -> dict[str, str]:
+    import av
+
+    names = ("ov2-pipeline", "av", "numpy", "numba", "pillow")
+    found = {name: importlib.metadata.version(name) for name in names}
+    libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+    return {"python": platform.python_version(), **found, "libavcodec": libavcodec, "commit": _commit()}
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+    asked = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip() or "unknown"
+
+
+def _load() -> list[float]:
+    return [round(x, 2) for x in os.getloadavg()]
+
+
+def _budgets(text: str) -> list[int]:
+    return sorted({int(part) for part in text.split(",")})
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """The command line. Returns 0 when every clip was measured, 1 when one was not, 2 for a wrong option."""
+    parser = argparse.ArgumentParser(prog="ov2 bench tokenizer", description=__doc__.splitlines()[0])
+    parser.add_argument("--videos", type=Path, help="folder of real videos, beside the generated clips")
+    parser.add_argument("--budgets", type=_budgets, default=[16, 32], help="canvases, comma-separated (default 16,32)")
+    parser.add_argument("--json", type=Path, help="write the full report here")
+    parser.add_argument("--markdown", type=Path, help="fill the marked section of this file, e.g. docs/benchmarks.md")
+    parser.add_argument("--from-json", type=Path, help="measure nothing: show a report written before")
+    parser.add_argument("--peer-python", help="a Python that has codec-video-prep (default: one is made in the cache)")
+    parser.add_argument("--no-peer", action="store_true", help="leave codec-video-prep out")
+    parser.add_argument("--repeats", type=int, default=3, help="fresh processes a measurement (default 3)")
+    parser.add_argument("--generated-seconds", type=float, default=12.0, help="length of the generated clips")
+    options = parser.parse_args(None if argv is None else list(argv))
+    try:
+        if options.from_json:
+            report = json.loads(options.from_json.read_text())
+        else:
+            report = run_benchmark(
+                videos=options.videos,
+                budgets=options.budgets,
+                repeats=options.repeats,
+                peer_python=options.peer_python,
+                use_peer=not options.no_peer,
+                generated_seconds=options.generated_seconds,
+            )
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        print_tables(report)
+        if options.markdown:
+            write_markdown(report, options.markdown)
+    except (ValueError, OSError) as error:
+        print(f"ov2 bench tokenizer: {error}", file=sys.stderr)
+        return 2
+    return 1 if any("error" in clip for clip in report["clips"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
