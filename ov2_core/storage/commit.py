@@ -125,7 +125,8 @@ def finish_commits(store: Store) -> int:
     """finish_commit for every commit that needs it; returns how many did. One listing a folder, then work for the
     unfinished only.
 
-    To be called before the index is written, and when a run resumes.
+    Called once at the end of a run, before the index is written. A resume needs committed_shards alone, which is one
+    listing: this reads every commit.
     """
     tars, ledgers = store.list_sizes(SHARDS_DIR), store.list_sizes(QUARANTINE_DIR)
     attempts = set(store.list(ATTEMPTS_DIR))

@@ -259,6 +259,11 @@ def run_job(store: Store, tmp: Path) -> None:
     write_index(store)
 
 
+def run_job_in_child(root: Path, tmp: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    run_job(Store(root), tmp)
+
+
 def finished_run(store: Store, tmp: Path) -> Store:
     write_plan(store, tmp / "plan", RUN_SHARDS, fallen=RUN_FALLEN)
     run_job(store, tmp / "work")

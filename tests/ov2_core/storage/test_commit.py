@@ -1,6 +1,6 @@
 """The commit protocol under races, late writers, lost answers and SIGKILL at every failpoint."""
 
-import os
+import multiprocessing
 import signal
 import threading
 import time
@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import RUN_FALLEN, RUN_SHARDS, commit_lines, finished_run, run_job, tree_bytes, write_plan
+from synthetic_run import (
+    RUN_FALLEN,
+    RUN_SHARDS,
+    commit_lines,
+    finished_run,
+    run_job,
+    run_job_in_child,
+    tree_bytes,
+    write_plan,
+)
 
 from ov2_core.storage.commit import (
     collect_orphans,
@@ -25,22 +34,17 @@ from ov2_core.storage.verify import verify_run
 from ov2_core.storage.writer import write_tar
 from schemas.shard import CommitRecord
 
+_PROCESSES = multiprocessing.get_context("forkserver")  # pytest's own process has threads: no fork of it
+_PROCESSES.set_forkserver_preload(["ov2_core.storage.verify"])
 PUBLISHED = ("shards", "quarantine", ".nv-meta")
 
 
-def die_at(point: str, root: Path, tmp: Path, monkeypatch: Any) -> None:
-    """Runs the job in a forked process that kills itself at `point`."""
-    monkeypatch.setenv("OV2_FAILPOINT", point)
-    child = os.fork()
-    if child == 0:
-        try:
-            run_job(Store(root), tmp)
-        finally:
-            os._exit(7)
-    _, status = os.waitpid(child, 0)
-    monkeypatch.delenv("OV2_FAILPOINT")
-    assert os.WIFSIGNALED(status), f"{point} was never reached"
-    assert os.WTERMSIG(status) == signal.SIGKILL
+def die_at(point: str, root: Path, tmp: Path, **environment: str) -> None:
+    """Runs the job in a process of its own that kills itself at `point`."""
+    child = _PROCESSES.Process(target=run_job_in_child, args=(root, tmp, {"OV2_FAILPOINT": point, **environment}))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL, f"{point} was never reached: exit code {child.exitcode}"
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +56,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("point", [*FAILPOINTS, "mid_tar:2", "mid_tar:3", "after_commit:2", "before_publish:2"])
 def test_a_run_killed_anywhere_ends_in_the_same_bytes(
-    point: str, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: Any
+    point: str, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     root = tmp_path / "run"
     store = Store(root)
     write_plan(store, tmp_path / "plan", RUN_SHARDS, fallen=RUN_FALLEN)
-    die_at(point, root, tmp_path / "work", monkeypatch)
+    die_at(point, root, tmp_path / "work")
     committed_before = load_commits(store)
     run_job(store, tmp_path / "work")
     assert tree_bytes(root, below=PUBLISHED) == undisturbed
@@ -68,18 +72,19 @@ def test_a_run_killed_anywhere_ends_in_the_same_bytes(
         assert load_commit(store, shard) == record
 
 
-def test_a_run_killed_over_and_over_still_ends(tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: Any) -> None:
+def test_a_run_killed_over_and_over_still_ends(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     root = tmp_path / "run"
     write_plan(Store(root), tmp_path / "plan", RUN_SHARDS, fallen=RUN_FALLEN)
     for point in ("after_upload", "after_commit", "before_sidecar", "mid_tar:2", "before_commit", "mid_index"):
-        die_at(point, root, tmp_path / "work", monkeypatch)
+        die_at(point, root, tmp_path / "work")
     run_job(Store(root), tmp_path / "work")
     assert tree_bytes(root, below=PUBLISHED) == undisturbed
 
 
 def test_failpoint_marker_lets_one_process_die(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("OV2_FAILPOINT_MARKER", str(tmp_path / "marker"))
-    die_at("after_commit", tmp_path / "run", tmp_path / "work", monkeypatch)
+    marker = str(tmp_path / "marker")
+    die_at("after_commit", tmp_path / "run", tmp_path / "work", OV2_FAILPOINT_MARKER=marker)
+    monkeypatch.setenv("OV2_FAILPOINT_MARKER", marker)
     monkeypatch.setenv("OV2_FAILPOINT", "after_commit")
     run_job(Store(tmp_path / "run"), tmp_path / "work")  # this very process passes the point and lives
 
