@@ -189,7 +189,8 @@ def _cost_summary(report: dict[str, Any]) -> TextTable:
         note=(
             "CPU seconds (children included) of one call, sum over clips of the median run; start-up, imports and compilation are "
             "out: the clock starts after a warm-up call. Ours and the peer's end with canvases as JPEG 95 (the peer's on disk); "
-            "the peer's include the ffprobe processes that it starts. Plain decode is PyAV on one thread, frames dropped; only the clips that the row covers. Peak is that of the process."
+            "the peer's include the ffprobe processes that it starts. Plain decode is PyAV on one thread, frames dropped; "
+            "only the clips that the row covers. Peak is that of the process."
         ),
         header=(
             "kind",
