@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import pickle
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -65,6 +66,8 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     environment = ONE_THREAD | {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
+    if address is not None:
+        _check_answers(address)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -81,6 +84,20 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for ten minutes, in silence. Names such as "auto" are left to it."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({error}); is it up, and the port right? "
+            "Leave --address out to use this machine"
+        ) from error
 
 
 def object_store_bytes() -> int:
