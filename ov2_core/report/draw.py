@@ -194,10 +194,11 @@ def _tile_label(record: SampleRecord, row: _Row, image: int, sources_B3: npt.NDA
     if not record.fps:
         return f"still {image}"
     first, last = sources_B3[:, 0].min() / record.fps, sources_B3[:, 0].max() / record.fps
-    if _is_whole(sources_B3):
-        return f"{'I-canvas' if record.mode == 'codec' else 'frame'}, whole frame at {first:.2f} s"
     place = next(image - group.first_image for group in row.groups if image < group.first_image + group.num_images)
-    return f"P{place}, {first:.2f} to {last:.2f} s, {len(np.unique(sources_B3[:, 0]))} times"
+    name = "frame" if record.mode == "uniform" else f"P{place}" if place else "I-canvas"
+    if _is_whole(sources_B3):
+        return f"{name}, whole frame at {first:.2f} s"
+    return f"{name}, {first:.2f} to {last:.2f} s, {len(np.unique(sources_B3[:, 0]))} times"
 
 
 def _tinted(

@@ -164,7 +164,7 @@ def _facts_line(record: SampleRecord) -> list[str]:
         line.append(f"{source.duration_seconds:.1f} s")
     line += [
         f"{source.codec} {source.width_px} × {source.height_px}",
-        f"{len(record.image_keys)} images of {record.image_width_px} × {record.image_height_px}",
+        f"{len(record.image_keys)} image{'s' * (len(record.image_keys) > 1)} of {record.image_width_px} × {record.image_height_px}",
         f"{record.num_tokens:,} tokens, {record.num_tokens / record.token_budget:.0%} of the budget",
     ]
     return line
@@ -174,12 +174,14 @@ def _provenance(record: SampleRecord) -> list[list[str]]:
     source = record.provenance
     cut = source.start_seconds is not None or source.end_seconds is not None
     end = "end" if source.end_seconds is None else f"{source.end_seconds:g} s"
-    rows = [
-        ("Source", source.uri),
-        ("Manifest line", str(source.manifest_line)),
-        ("Range", f"{source.start_seconds or 0:g} s to {end}" if cut else "whole file"),
-        ("First frame shown", f"{source.first_shown_seconds:g} s on the file's clock"),
-        ("Frames", f"{source.num_frames:,}" + (f", t counts at {record.fps:g} a second" if record.fps else "")),
+    rows = [("Source", source.uri), ("Manifest line", str(source.manifest_line))]
+    if record.fps:
+        rows += [
+            ("Range", f"{source.start_seconds or 0:g} s to {end}" if cut else "whole file"),
+            ("First frame shown", f"{source.first_shown_seconds:g} s on the file's clock"),
+            ("Frames", f"{source.num_frames:,}, t counts at {record.fps:g} a second"),
+        ]
+    rows += [
         ("File", f"{source.size_bytes:,} bytes"),
         ("From", source.source or "–"),
         ("Tags", ", ".join(source.tags) or "–"),

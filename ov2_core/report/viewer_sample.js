@@ -44,8 +44,9 @@ class SampleView {
     const modes = this.video ? [['none', 'Plain'], ['group', 'Time in group'], ['clip', 'Time in clip']] : [];
     this.overlayButtons = modes.map(([mode, name]) => el('button', { type: 'button', 'data-overlay': mode, text: name, onclick: () => this._setOverlay(mode) }));
     const ramp = el('span', { class: 'ramp' }, el('small', { text: 'old' }), el('i', {}), el('small', { text: 'new' }));
-    const size = el('input', { type: 'range', min: 110, max: 460, value: 200, 'aria-label': 'Size of the canvases', class: 'size' });
+    const size = el('input', { type: 'range', min: 110, max: 460, value: this.video ? 200 : 460, 'aria-label': 'Size of the canvases', class: 'size' });
     const list = el('div', { class: 'groups' });
+    if (!this.video) list.style.setProperty('--tile', '460px');
     size.addEventListener('input', () => list.style.setProperty('--tile', `${size.value}px`));
     const bar = el('div', { class: 'bar' }, el('h4', { text: sample.mode === 'codec' ? 'Canvases' : 'Images' }),
       modes.length > 0 && el('div', { class: 'segment', role: 'group', 'aria-label': 'Tint blocks by source time' }, this.overlayButtons), modes.length > 0 && ramp,
@@ -61,7 +62,7 @@ class SampleView {
     const title = el('b', { text: `Group ${index + 1}` });
     title.style.color = groupColour(index);
     const node = el('section', { class: 'group', 'data-group': index, 'aria-label': `Group ${index + 1}` },
-      el('p', { class: 'group-title' }, title, el('span', { text: ` ${span}` }), el('span', { class: 'dim', text: ` · ${fmtInt(group.frames)} frame${group.frames > 1 ? 's' : ''} · ${fmtShare(group.bits)} of the bits` })),
+      el('p', { class: 'group-title' }, title, el('span', { text: ` ${span}` }), this.video && el('span', { class: 'dim', text: ` · ${fmtInt(group.frames)} frame${group.frames > 1 ? 's' : ''} · ${fmtShare(group.bits)} of the bits` })),
       el('div', { class: 'tiles-row' }, tiles));
     node.style.setProperty('--group', groupColour(index));
     node.style.setProperty('--count', group.count);
@@ -76,7 +77,8 @@ class SampleView {
     const whole = entry.place === null;
     const times = whole ? [entry.t] : entry.t;
     const low = Math.min(...times), high = Math.max(...times);
-    const name = !this.video ? 'whole image' : whole ? `${sample.mode === 'codec' ? 'I' : 'frame'} · ${this.seconds(low)}` : `P${place} · ${this.seconds(low)} – ${this.seconds(high)}`;
+    const kind = sample.mode !== 'codec' ? 'frame' : place === 0 ? 'I' : `P${place}`;
+    const name = !this.video ? 'whole image' : whole ? `${kind} · ${this.seconds(low)}` : `${kind} · ${this.seconds(low)} – ${this.seconds(high)}`;
     const tint = el('canvas', { class: 'tint', width: sample.columns, height: sample.rows, 'aria-hidden': 'true' });
     const cursor = el('i', { class: 'cursor', 'aria-hidden': 'true' });
     cursor.style.width = `${100 / sample.columns}%`;

@@ -1,6 +1,7 @@
 """The page in headless Chromium, opened from disk: it draws itself, tells where blocks came from, rebuilds the clip."""
 
 import base64
+import dataclasses
 import io
 import shutil
 from collections.abc import Iterator
@@ -227,6 +228,25 @@ def test_keys_alone_reach_blocks_and_times(open_report, make_tokenized, make_enc
     timeline.send_keys(Keys.ARROW_LEFT)
     assert timeline.get_attribute("aria-valuetext") == "1.90 s"
     assert page.execute_script("return document.querySelector('.timeline-line').textContent").startswith("1.90 s")
+
+
+def test_still_has_no_timeline_and_tells_places(open_report, make_tokenized, make_encoded):
+    tokenized = make_tokenized(num_groups=1)
+    still = dataclasses.replace(
+        tokenized,
+        images_NHW3=tokenized.images_NHW3[:1],
+        positions_NP3=tokenized.positions_NP3[:1],
+        groups=(dataclasses.replace(tokenized.groups[0], num_images=1, t_end=1, num_frames=1),),
+        fps=None,
+        mode="still",
+        policy=None,
+        frame_bit_cost=np.zeros(0, np.float32),
+    )
+    page = open_report([make_encoded(still)])
+    assert errors(page) == []
+    assert page.execute_script("return document.querySelectorAll('.timeline, .player').length") == 0
+    point_at(page, 0, 2, 1, rows=3, columns=4)
+    assert field(page, "place") == "row 2, column 1"
 
 
 def test_hostile_text_is_shown_as_text(open_report, make_tokenized, make_encoded):
