@@ -36,7 +36,7 @@ function renderNav(run) {
 function renderOverview(run) {
   const hours = run.video_seconds / 3600;
   const tiles = [
-    ['Samples', fmtInt(run.committed), `${fmtInt(run.num_shards_committed)} shards, ${fmtBytes(run.tar_bytes)}`],
+    ['Samples', fmtInt(run.committed), `${fmtInt(run.num_shards_committed)} shard${run.num_shards_committed === 1 ? "" : "s"}, ${fmtBytes(run.tar_bytes)}`],
     ['Video', fmtDuration(run.video_seconds), `${fmtInt(run.num_groups)} groups`],
     ['Tokens', fmtShort(run.num_tokens), run.video_seconds ? `${fmtShort(run.num_tokens / run.video_seconds)} a second of video` : 'stills'],
     ['Images', fmtShort(run.num_images), run.num_tokens ? `${fmtShort(run.sample_bytes / run.num_tokens)} bytes a token` : ''],
