@@ -262,8 +262,9 @@ class HoldMeter:
         _blocks(self._evidence, frame_HW3)
         if self._luma_held is None:
             self._luma_held = luma_of(self._held_HW3)
-        difference = np.subtract(self._held_HW3, frame_HW3, dtype=np.float64)
-        self._squared_error += float(np.vdot(difference, difference)) / difference.size
+        difference = np.subtract(self._held_HW3, frame_HW3, dtype=np.int16)
+        squared = np.square(difference, dtype=np.int32).sum(dtype=np.int64)
+        self._squared_error += float(squared) / difference.size
         self._ssim += ssim(self._luma_held, luma_of(frame_HW3) if luma is None else luma)
         self._num_frames += 1
         self._num_unseen += int((~self._seen_RC).sum())
