@@ -40,7 +40,7 @@ function renderOverview(run) {
     ['Video', fmtDuration(run.video_seconds), `${fmtInt(run.num_groups)} groups`],
     ['Tokens', fmtShort(run.num_tokens), run.video_seconds ? `${fmtShort(run.num_tokens / run.video_seconds)} a second of video` : 'stills'],
     ['Images', fmtShort(run.num_images), run.num_tokens ? `${fmtShort(run.sample_bytes / run.num_tokens)} bytes a token` : ''],
-    ['Throughput', run.wall_seconds ? `${fmtShort(run.committed / run.wall_seconds)} /s` : '–',
+    ['Throughput, tokenizing', run.wall_seconds ? `${fmtShort(run.committed / run.wall_seconds)} /s` : '–',
       run.wall_seconds ? `${fmtShort(hours / (run.wall_seconds / 3600))} video-hours an hour` : 'no shard yet'],
     ['CPU', fmtDuration(run.cpu_seconds), run.video_seconds ? `${fmtShort(run.cpu_seconds / run.video_seconds)} s per second of video` : ''],
   ];
