@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin
 
 import fsspec
 from pydantic import ValidationError
@@ -104,15 +104,14 @@ def resolve_uri(uri: str, manifest_uri: str) -> str:
         return posixpath.normpath(posixpath.join(posixpath.dirname(base), uri))
     if "::" in uri:
         raise _refused(f"{uri!r}: '::' is not read below {base}")
-    parts = urlsplit(base)
-    if parts.scheme in ("http", "https"):
+    scheme, _, rest = base.partition("://")
+    if scheme in ("http", "https"):
         return urljoin(base, uri)
-    folder, _, _ = parts.path.rpartition("/")
-    root = f"{parts.scheme}://{parts.netloc}"
-    joined = posixpath.normpath(posixpath.join(folder or "/", uri))
-    if not parts.netloc and not parts.path.startswith("/"):
-        return f"{root}{joined}"
-    return f"{root}/{joined.lstrip('/')}"
+    bucket, slash, path = rest.partition("/")
+    if not slash:
+        return f"{scheme}://{uri}"
+    joined = posixpath.normpath(posixpath.join("/", posixpath.dirname(path), uri))
+    return f"{scheme}://{bucket}/{joined.lstrip('/')}"
 
 
 def absolute_uri(uri: str) -> str:

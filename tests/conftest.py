@@ -1,0 +1,65 @@
+"""Shared fixtures: tiny clips, and one Ray for all tests that are marked `ray`, started with the first that asks for it."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """An embedded Ray of 2 CPUs for the whole session."""
+    from pipelines.runtime import ray_session
+
+    with ray_session(workers=2):
+        yield
+
+
+def write_clip(path: Path, *, num_frames: int = 12, seed: int = 0, width_px: int = 112, height_px: int = 84) -> Path:
+    """A small H.264 clip of a square that moves over noise of its seed; 10 frames a second."""
+    rng = np.random.default_rng(seed)
+    background = rng.integers(0, 255, (height_px, width_px, 3), dtype=np.uint8) // 2
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"threads": "1", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+        for index in range(num_frames):
+            image = background.copy()
+            left = (index * 5 + seed * 7) % (width_px - 20)
+            image[20:40, left : left + 20] = (255, 40 * (seed % 6), 0)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Path]:
+    """`write_clip`, for tests that make their own."""
+    return write_clip
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """clip_0.mp4 .. clip_5.mp4."""
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(6):
+        write_clip(folder / f"clip_{seed}.mp4", num_frames=10 + 2 * seed, seed=seed)
+    return folder
+
+
+@pytest.fixture
+def clip_manifest(clip_folder: Path, tmp_path: Path) -> Path:
+    """Six good clips with ids v0 .. v5 and captions, and one missing file."""
+    rows = [
+        {"video": str(clip_folder / f"clip_{seed}.mp4"), "id": f"v{seed}", "caption": f"Square {seed}."}
+        for seed in range(6)
+    ]
+    rows.insert(3, {"video": str(clip_folder / "nowhere.mp4"), "id": "gone"})
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return manifest
