@@ -1,6 +1,6 @@
 """One measurement of the tokenizer benchmark, alone in a fresh process: `python -m jobs.bench_measure SPEC.json RESULT.json`.
 
-Enters: what to run (decode, saliency, evidence, uniform), a video, a budget, a warm-up video. Leaves: CPU and wall seconds
+Enters: what to run (decode, saliency, evidence, uniform), a video, a budget, warm-up videos. Leaves: CPU and wall seconds
 and peak memory of the call alone: the clock starts after imports and after a call on the warm-up video, so interpreter
 start, imports and numba's compilation are out; the peak is that of the process from that moment on (Linux).
 """
@@ -119,10 +119,11 @@ def _status_bytes(field: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """SPEC: {"kind", "budget", "video", "warmup"}."""
+    """SPEC: {"kind", "budget", "video", "warmups"}."""
     spec = json.loads(Path(argv[0]).read_text())
     call = workload(spec["kind"], spec["budget"])
-    call(spec["warmup"])
+    for path in spec["warmups"]:
+        call(path)
     Path(argv[1]).write_text(json.dumps(measure(call, spec["video"])))
     return 0
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def status_bytes(field):
 
 spec = json.load(open(sys.argv[1]))
 with contextlib.redirect_stdout(io.StringIO()):
-    run_preinfer(video=spec["warmup"], out_dir=spec["out"] + "-warmup", **spec["warmup_settings"])
+    for path in spec["warmups"]:
+        run_preinfer(video=path, out_dir=spec["out"] + "-warmup", **spec["warmup_settings"])
     gc.collect()
     try:
         open("/proc/self/clear_refs", "w").write("5")
@@ -121,7 +123,7 @@ def run_peer(
     images: int,
     num_frames: int,
     coded_size_px: tuple[int, int],
-    warmup: Path,
+    warmups: Sequence[Path],
     warmup_frames: int,
     out: Path,
 ) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def run_peer(
     out.parent.mkdir(parents=True, exist_ok=True)
     spec = {
         "video": str(video),
-        "warmup": str(warmup),
+        "warmups": [str(path) for path in warmups],
         "out": str(out),
         "settings": settings,
         "warmup_settings": peer_settings(images=IMAGES_PER_GROUP, num_frames=warmup_frames),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ def run_benchmark(
     }
     with tempfile.TemporaryDirectory(prefix="ov2-bench-") as work:
         folder = Path(work)
-        warmup = folder / "warmup.mp4"
-        warmup_truth = write_rope_clip(warmup, seed=1000, seconds=WARMUP_SECONDS)
+        warmups = [folder / f"warmup-{codec}.mp4" for codec in ("libx264", "libx265")]
+        for path, codec in zip(warmups, ("libx264", "libx265"), strict=True):  # with and without motion vectors
+            warmup_truth = write_rope_clip(path, seed=1000, seconds=WARMUP_SECONDS, codec=codec)
         clips: list[tuple[Path, ClipTruth | None]] = []
         for seed, (name, codec, camera, fps) in enumerate(_GENERATED):
             made = folder / f"{name}.mp4"
@@ -96,7 +97,7 @@ def run_benchmark(
                     budgets=budgets,
                     repeats=repeats,
                     peer=peer,
-                    warmup=warmup,
+                    warmups=warmups,
                     warmup_frames=len(warmup_truth.pts_seconds),
                     folder=folder,
                 )
@@ -113,7 +114,7 @@ def _bench_clip(
     budgets: list[int],
     repeats: int,
     peer: str | None,
-    warmup: Path,
+    warmups: Sequence[Path],
     warmup_frames: int,
     folder: Path,
 ) -> dict[str, Any]:
@@ -134,11 +135,11 @@ def _bench_clip(
     runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
     images: dict[int, int] = {}
     for _ in range(repeats):
-        runs.setdefault((0, "decode"), []).append(_run_child("decode", 0, path, warmup, folder))
+        runs.setdefault((0, "decode"), []).append(_run_child("decode", 0, path, warmups, folder))
         for budget in budgets:
             for kind in RECIPES:
                 result = _run_child(
-                    kind, images.get(budget, budget) if kind == "uniform" else budget, path, warmup, folder
+                    kind, images.get(budget, budget) if kind == "uniform" else budget, path, warmups, folder
                 )
                 runs.setdefault((budget, kind), []).append(result)
                 if kind == "saliency" and "images" in result:
@@ -150,7 +151,7 @@ def _bench_clip(
                     images=images.get(budget, budget),
                     num_frames=probe.num_frames,
                     coded_size_px=(probe.coded_width_px, probe.coded_height_px),
-                    warmup=warmup,
+                    warmups=warmups,
                     warmup_frames=warmup_frames,
                     out=_peer_folder(folder, path, budget),
                 )
@@ -174,11 +175,13 @@ def _peer_folder(folder: Path, path: Path, budget: int) -> Path:
     return folder / "peer" / f"{path.name.replace('.', '_')}-{budget}"
 
 
-def _run_child(kind: str, budget: int, path: Path, warmup: Path, folder: Path) -> dict[str, Any]:
+def _run_child(kind: str, budget: int, path: Path, warmups: Sequence[Path], folder: Path) -> dict[str, Any]:
     """One measurement of ours in a fresh process, or {"error": ...}."""
     spec, result = folder / "spec.json", folder / "result.json"
     result.unlink(missing_ok=True)
-    spec.write_text(json.dumps({"kind": kind, "budget": budget, "video": str(path), "warmup": str(warmup)}))
+    spec.write_text(
+        json.dumps({"kind": kind, "budget": budget, "video": str(path), "warmups": [str(p) for p in warmups]})
+    )
     root = str(Path(__file__).resolve().parent.parent)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),

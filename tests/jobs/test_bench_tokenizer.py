@@ -152,14 +152,14 @@ def test_peer_that_crashes_is_a_row_with_its_last_line(rope, tmp_path):
         images=4,
         num_frames=60,
         coded_size_px=(320, 180),
-        warmup=rope[0],
+        warmups=[rope[0]],
         warmup_frames=60,
         out=tmp_path / "out",
     )
     assert "codec_video_prep" in result["error"]
 
 
-def run_in_process(kind, budget, path, warmup, folder):
+def run_in_process(kind, budget, path, warmups, folder):
     return measure(workload(kind, budget), str(path))
 
 
@@ -253,11 +253,11 @@ def test_summary_averages_gains_counts_wins_and_leaves_out_unequal_tokens():
 @pytest.mark.slow
 def test_children_measure_in_fresh_processes(rope, tmp_path):
     path, _ = rope
-    result = bench._run_child("uniform", 4, path, path, tmp_path)
+    result = bench._run_child("uniform", 4, path, [path], tmp_path)
     assert result["images"] == 4
     assert 0 < result["cpu_seconds"] < 5
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")
-    error = bench._run_child("decode", 0, broken, path, tmp_path)["error"]
+    error = bench._run_child("decode", 0, broken, [path], tmp_path)["error"]
     assert "InvalidData" in error
     assert str(tmp_path) not in error
