@@ -179,7 +179,10 @@ class Scheduler:
         self.workers = [_Worker() for _ in range(num_workers)]
         self.solo: deque[Task] = deque()
         self.quiet: deque[Task] = deque()
+        self.again: deque[Task] = deque()
+        """Tasks that go back to the fresh lane after a setback."""
         self.delayed: list[tuple[float, Task]] = []
+        """(not before, task)."""
         self.deaths = 0
         self._start_failures = 0
         self._began: float | None = None
@@ -193,7 +196,7 @@ class Scheduler:
     @property
     def finished(self) -> bool:
         """True once the feed is finished and no task is anywhere."""
-        return self.feed.finished and not (self.solo or self.quiet or self.delayed or self.in_flight)
+        return self.feed.finished and not (self.solo or self.quiet or self.again or self.delayed or self.in_flight)
 
     def ready(self, number: int) -> None:
         """A worker has started."""
@@ -244,6 +247,7 @@ class Scheduler:
             if worker.state == "starting" and worker.since < 0:
                 worker.since = now
                 actions.start.append(number)
+        self._wake(now)
         for number, worker in enumerate(self.workers):
             if worker.state == "idle":
                 self._give(number, worker, now, actions)
@@ -265,7 +269,7 @@ class Scheduler:
             if not self._fresh_coming(now):
                 self._replace(number, now, actions)
                 return
-        task = self._due(now) or self.feed.pull()
+        task = self.again.popleft() if self.again else self.feed.pull()
         if task is not None:
             self._submit(number, worker, task, now, actions)
         elif self.quiet and not running and not self.solo:
@@ -290,12 +294,13 @@ class Scheduler:
         worker.state, worker.used, worker.task, worker.since = "busy", True, task, now
         actions.submit.append((number, task))
 
-    def _due(self, now: float) -> Task | None:
-        for index, (when, task) in enumerate(self.delayed):
+    def _wake(self, now: float) -> None:
+        """Delayed tasks whose time has come go back to their lanes."""
+        lanes = {"fresh": self.again, "solo": self.solo, "quiet": self.quiet}
+        for when, task in self.delayed:
             if when <= now:
-                del self.delayed[index]
-                return task
-        return None
+                lanes[task.lane].append(task)
+        self.delayed = [(when, task) for when, task in self.delayed if when > now]
 
     def _release(self, number: int, *, alive: bool) -> Task:
         task = self.workers[number].task

@@ -1,0 +1,275 @@
+"""The scheduler against an executor that lives in simulated time and does to workers what real videos do."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.scheduling import (
+    MAX_TRANSIENT,
+    DeadlinePolicy,
+    Done,
+    Event,
+    Failed,
+    Ready,
+    RunStoppedError,
+    Scheduler,
+    Task,
+    Verdict,
+    drive,
+)
+
+Nature = Literal["good", "killer", "flaky", "hang", "slow_once", "hog", "hungry", "transient", "outage", "bug"]
+CONDEMNED = {
+    "killer": "worker_died",
+    "hang": "deadline_exceeded",
+    "hog": "out_of_memory",
+    "outage": "transient_error",
+    "bug": "internal_error",
+}
+"""What each nature must end as; the others must be done."""
+DEADLINES = DeadlinePolicy(base_seconds=10, factor=1, start_seconds=100)
+
+
+class ListFeed:
+    """A fixed list of tasks, at most `window` of them open."""
+
+    def __init__(self, tasks: list[Task], *, window: int = 1000) -> None:
+        self.tasks, self.window = list(tasks), window
+        self.open = 0
+        self.results: dict[str, Any] = {}
+        self.verdicts: dict[str, Verdict] = {}
+        self.ends: Counter[str] = Counter()
+
+    @property
+    def finished(self) -> bool:
+        return not self.tasks and not self.open
+
+    def pull(self) -> Task | None:
+        if not self.tasks or self.open >= self.window:
+            return None
+        self.open += 1
+        return self.tasks.pop(0)
+
+    def done(self, task: Task, info: Any, payload: Any) -> None:
+        self.results[task.name] = info
+        self._end(task)
+
+    def condemned(self, task: Task, verdict: Verdict) -> None:
+        self.verdicts[task.name] = verdict
+        self._end(task)
+
+    def _end(self, task: Task) -> None:
+        self.open -= 1
+        self.ends[task.name] += 1
+
+
+@dataclass
+class FakeWorker:
+    ready: bool = False
+    task: Task | None = None
+    num_tasks: int = 0
+
+
+@dataclass
+class FakeExecutor:
+    """Ends tasks in random order, one a poll; time passes only here."""
+
+    seed: int = 0
+    unstartable: bool = False
+    now: float = 0.0
+    workers: dict[int, FakeWorker] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def start(self, worker: int) -> None:
+        self.workers[worker] = FakeWorker()
+
+    def submit(self, worker: int, task: Task) -> None:
+        place = self.workers[worker]
+        assert place.ready
+        assert place.task is None, "two tasks on one worker"
+        running = [w.task for w in self.workers.values() if w.task is not None]
+        if task.lane != "fresh":
+            assert place.num_tasks == 0, "a suspect needs a fresh worker"
+        if task.lane == "quiet":
+            assert not running, "quiet means alone"
+        if task.lane == "solo":
+            assert all(other.lane == "fresh" for other in running), "one suspect at a time"
+        assert all(other.lane != "quiet" for other in running), "nothing runs beside a quiet task"
+        place.task = task
+        place.num_tasks += 1
+        self.tries[task.name] += 1
+
+    def poll(self, timeout_seconds: float) -> list[Event]:
+        self.now += 1.0
+        starting = [n for n, w in self.workers.items() if not w.ready]
+        busy = [n for n, w in self.workers.items() if w.task is not None and not self._stuck(w.task)]
+        choices = starting + busy
+        if not choices:
+            return []
+        number = self.random.choice(choices)
+        if number in starting:
+            if self.unstartable:
+                return [Failed(number, "worker_died", "no such image", False)]
+            self.workers[number].ready = True
+            return [Ready(number)]
+        return self._end(number)
+
+    def _stuck(self, task: Task) -> bool:
+        nature = task.payload
+        return nature == "hang" or (nature == "slow_once" and self.tries[task.name] == 1)
+
+    def _end(self, number: int) -> list[Event]:
+        task = self.workers[number].task
+        assert task is not None
+        nature: Nature = task.payload
+        beside = [n for n, w in self.workers.items() if w.task is not None and n != number]
+        if nature == "killer" or (nature == "flaky" and self.tries[task.name] == 1):
+            return [self._die(number, "worker_died")]
+        if nature == "hog" or (nature == "hungry" and beside):
+            return [self._die(n, "out_of_memory") for n in [number, *beside]]
+        self.workers[number].task = None
+        if nature == "outage" or (nature == "transient" and self.tries[task.name] < MAX_TRANSIENT):
+            return [Failed(number, "transient_error", "503", True)]
+        if nature == "bug":
+            return [Failed(number, "internal_error", "KeyError", True)]
+        return [Done(number, f"result of {task.name}", None)]
+
+    def _die(self, number: int, cause: Any) -> Event:
+        self.workers[number] = FakeWorker()  # the executor knows that it is dead; the scheduler asks for a new one
+        return Failed(number, cause, cause, False)
+
+
+def run(natures: list[str], *, num_workers: int = 2, seed: int = 0, window: int = 1000) -> tuple[ListFeed, FakeExecutor]:
+    feed = ListFeed([Task(f"{i}-{nature}", nature, 1.0) for i, nature in enumerate(natures)], window=window)
+    executor = FakeExecutor(seed=seed)
+    scheduler = Scheduler(feed, num_workers=num_workers, deadlines=DEADLINES)
+    rounds = 0
+
+    def tick() -> None:
+        nonlocal rounds
+        rounds += 1
+        assert rounds < 100_000, "it never ends"
+
+    drive(executor, scheduler, clock=lambda: executor.now, on_tick=tick)
+    return feed, executor
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    natures=st.lists(
+        st.sampled_from(["good", "good", "good", "killer", "flaky", "hang", "slow_once", "hog", "hungry", "transient", "outage", "bug"]),
+        max_size=14,
+    ),
+    num_workers=st.integers(1, 5),
+    window=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+)
+def test_every_task_ends_once_and_only_the_guilty_are_condemned(
+    natures: list[str], num_workers: int, window: int, seed: int
+) -> None:
+    feed, _ = run(natures, num_workers=num_workers, seed=seed, window=window)
+    names = {f"{i}-{nature}": nature for i, nature in enumerate(natures)}
+    assert feed.ends == Counter(dict.fromkeys(names, 1))
+    condemned = {name: verdict.reason for name, verdict in feed.verdicts.items()}
+    assert condemned == {name: CONDEMNED[nature] for name, nature in names.items() if nature in CONDEMNED}
+
+
+def test_innocents_beside_a_killer_run_once() -> None:
+    feed, executor = run(["good"] * 6 + ["killer"] + ["good"] * 6)
+    assert [name for name in feed.verdicts] == ["6-killer"]
+    assert feed.verdicts["6-killer"].attempts == 3
+    assert all(executor.tries[name] == 1 for name in feed.results)
+
+
+def test_hanging_task_is_condemned_after_two_deadlines() -> None:
+    feed, executor = run(["hang", "good"])
+    assert feed.verdicts["0-hang"].reason == "deadline_exceeded"
+    assert feed.verdicts["0-hang"].attempts == 2
+    assert 2 * 11 < executor.now < 4 * 11
+
+
+def test_workers_that_never_start_stop_the_run() -> None:
+    executor = FakeExecutor(unstartable=True)
+    scheduler = Scheduler(ListFeed([Task("a", "good", 1.0)]), num_workers=2, deadlines=DEADLINES)
+    with pytest.raises(RunStoppedError, match="fail to start; the last one said: no such image"):
+        drive(executor, scheduler, clock=lambda: executor.now, on_tick=lambda: None)
+
+
+def test_no_worker_in_time_stops_the_run() -> None:
+    class Silent(FakeExecutor):
+        def poll(self, timeout_seconds: float) -> list[Event]:
+            self.now += 1.0
+            return []
+
+    executor = Silent()
+    scheduler = Scheduler(ListFeed([Task("a", "good", 1.0)]), num_workers=1, deadlines=DEADLINES)
+    with pytest.raises(RunStoppedError, match="no worker started within 100 s"):
+        drive(executor, scheduler, clock=lambda: executor.now, on_tick=lambda: None)
+
+
+@pytest.mark.parametrize("nature", ["killer", "outage", "bug"])
+def test_task_without_a_suspect_stops_the_run_and_quarantines_nobody(nature: str) -> None:
+    executor = FakeExecutor()
+    feed = ListFeed([Task("shard 7", nature, 1.0, blamed=False)])
+    scheduler = Scheduler(feed, num_workers=2, deadlines=DEADLINES)
+    with pytest.raises(RunStoppedError, match="shard 7"):
+        drive(executor, scheduler, clock=lambda: executor.now, on_tick=lambda: None)
+    assert not feed.verdicts
+
+
+def test_task_without_a_suspect_survives_one_death() -> None:
+    executor = FakeExecutor()
+    feed = ListFeed([Task("shard 7", "flaky", 1.0, blamed=False)])
+    drive(
+        executor, Scheduler(feed, num_workers=1, deadlines=DEADLINES), clock=lambda: executor.now, on_tick=lambda: None
+    )
+    assert feed.results == {"shard 7": "result of shard 7"}
+
+
+def test_lost_node_is_nobodys_fault() -> None:
+    feed = ListFeed([Task("a", "good", 1.0)])
+    scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
+    for _ in range(5):
+        scheduler.step(0.0)
+        scheduler.ready(0)
+        (_, task) = scheduler.step(0.0).submit[0]
+        assert task.lane == "fresh"
+        scheduler.failed(0, "node_lost", "gone", 0.0, alive=False)
+    scheduler.step(0.0)
+    scheduler.ready(0)
+    scheduler.step(0.0)
+    scheduler.done(0, "fine", None)
+    assert feed.results == {"a": "fine"}
+    assert scheduler.finished
+
+
+def test_worker_that_a_full_cluster_cannot_place_does_not_block_a_suspect() -> None:
+    class OneSlot(FakeExecutor):
+        """Worker 1 is never placed."""
+
+        def poll(self, timeout_seconds: float) -> list[Event]:
+            hidden = self.workers.pop(1, None)
+            events = super().poll(timeout_seconds)
+            if hidden is not None:
+                self.workers[1] = hidden
+            return events
+
+    executor = OneSlot()
+    feed = ListFeed([Task(f"{i}-flaky", "flaky", 1.0) for i in range(3)])
+    drive(
+        executor, Scheduler(feed, num_workers=2, deadlines=DEADLINES), clock=lambda: executor.now, on_tick=lambda: None
+    )
+    assert len(feed.results) == 3
+
+
+def test_worker_number_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="workers must be >= 1"):
+        Scheduler(ListFeed([]), num_workers=0, deadlines=DEADLINES)
