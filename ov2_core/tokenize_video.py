@@ -161,8 +161,13 @@ class _Layout:
         count = int(starts[group + 1] - starts[group])
         return OpenGroup(num_frames=count, num_blocks=self.num_blocks, fps=probe.fps, config=config)
 
-    def scaler(self, probe: VideoProbe) -> Scaler:
-        return Scaler(width_px=self.width, height_px=self.height, rotation_degrees=probe.rotation_degrees)
+    def scaler(self, probe: VideoProbe, config: TokenizerConfig) -> Scaler:
+        return Scaler(
+            width_px=self.width,
+            height_px=self.height,
+            rotation_degrees=probe.rotation_degrees,
+            full_chroma=config.jpeg_subsampling == "4:4:4",
+        )
 
 
 _Outcome = TokenizedVideo | npt.NDArray[np.int64]
@@ -178,7 +183,7 @@ def _tokenize_codec(
         return _tokenize_whole_frames(source, probe, every, config, stats, clock)
     starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
     layout = _Layout.of(probe, config)
-    scaler = layout.scaler(probe)
+    scaler = layout.scaler(probe, config)
     per_group = config.groups.canvases_per_group
     images, positions = layout.empty(groups * per_group, config)
     group, open_group, count = 0, layout.open_group(probe, config, starts, 0), 0
@@ -287,7 +292,7 @@ def _tokenize_whole_frames(
 ) -> _Outcome:
     """Frames shown whole, in windows of four."""
     layout = _Layout.of(probe, config)
-    scaler = layout.scaler(probe)
+    scaler = layout.scaler(probe, config)
     images, positions = layout.empty(len(chosen), config)
     got: list[int] = []
     for index, frame in decode_frames(source, probe, stats=stats, wanted=chosen.tolist()):

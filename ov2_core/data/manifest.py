@@ -16,7 +16,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import unquote, urljoin
 
 import fsspec
@@ -132,7 +132,9 @@ def _open(uri: str) -> IO[bytes]:
         raise ValueError(f"manifest {uri}: no such file") from None
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(f"manifest {uri}: cannot be opened: {error}") from error
-    return file  # type: ignore[no-any-return]
+    if not isinstance(file, io.BufferedIOBase) or not hasattr(file, "peek"):
+        file = io.BufferedReader(file)  # a remote file's own readline takes no limit
+    return cast(IO[bytes], file)
 
 
 def _guarded(uri: str, read: Any) -> Iterator[ManifestItem]:

@@ -69,17 +69,19 @@ class Scaler:
     Args:
         width_px, height_px: size of the upright result, even.
         rotation_degrees: the probe's.
+        full_chroma: keep colour at full size (YUV 4:4:4) rather than at half (4:2:0, as JPEG stores it by default).
     """
 
-    def __init__(self, *, width_px: int, height_px: int, rotation_degrees: int) -> None:
+    def __init__(self, *, width_px: int, height_px: int, rotation_degrees: int, full_chroma: bool = False) -> None:
         self._turns = rotation_degrees // 90
         self._size = (height_px, width_px) if self._turns % 2 else (width_px, height_px)
+        self._format = "yuv444p" if full_chroma else "yuv420p"
         self._scaler = VideoReformatter()
         self._to_rgb = VideoReformatter()
 
     def scaled(self, frame: Any) -> Any:
-        """The frame at (unturned) canvas size, planar YUV 4:2:0, area-averaged."""
-        return self._scaler.reformat(frame, *self._size, "yuv420p", interpolation="AREA", threads=1)
+        """The frame at (unturned) canvas size, planar YUV, area-averaged."""
+        return self._scaler.reformat(frame, *self._size, self._format, interpolation="AREA", threads=1)
 
     def luma(self, scaled: Any) -> npt.NDArray[np.uint8]:
         """[H, W] upright luma of a scaled frame."""
