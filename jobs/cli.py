@@ -182,10 +182,12 @@ def report(run: Annotated[str, typer.Argument(help="RUN.")]) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not start a Ray to see whether it works.")] = False,
+) -> None:
     """What is installed, what can be decoded, what would fail. Exit code 1 if something that a run needs does not work."""
     with _errors():
-        checks = doctor_checks.run_checks()
+        checks = doctor_checks.run_checks(start_ray=not quick)
         print("\n".join(check.line() for check in checks))
     raise typer.Exit(EXIT_INVALID if any(check.status == "FAIL" for check in checks) else 0)
 

@@ -46,11 +46,11 @@ class Check:
         return f"{self.status:<5} {self.name:<18} {self.detail}"
 
 
-def run_checks() -> list[Check]:
+def run_checks(*, start_ray: bool) -> list[Check]:
     """All findings; one that fails unexpectedly is itself a FAIL."""
     checks: list[Check] = []
     parts: tuple[Callable[[], list[Check]], ...] = (_python, _packages, _decoders, _kernels, _machine, _ray)
-    for part in parts:
+    for part in (*parts, _started_ray) if start_ray else parts:
         try:
             checks += part()
         except Exception as error:
@@ -149,6 +149,16 @@ def _ray() -> list[Check]:
     address = os.environ.get("RAY_ADDRESS")
     where = f"; RAY_ADDRESS is {address}, which --address auto uses" if address else ""
     return [Check("ok", "ray", f"{ray.__version__} imports{where}"), Check("ok", "fsspec protocols", " ".join(shown))]
+
+
+def _started_ray() -> list[Check]:
+    import ray
+
+    from pipelines.runtime import ray_session
+
+    with ray_session(workers=1):
+        answer = ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=120)
+    return [Check("ok", "ray workers", f"an embedded Ray starts, and a worker (pid {answer}) answers")]
 
 
 def _importable(path: str) -> bool:

@@ -178,16 +178,16 @@ class PlanFeed:
                 raw=item.raw,
             )
         row = item.row
-        written = row.video or row.image or ""
+        uri = row.video or row.image or ""
         id = row.id or derived_id(row)
         key, refusal = self._ledger.claim(id, item.line)
         try:
+            uri = resolve_uri(uri, self._manifest_uri)
             if refusal is not None:
                 raise BadItemError("duplicate_id", refusal, stage="manifest")
-            uri = resolve_uri(written, self._manifest_uri)
         except BadItemError as error:
             return quarantine_row(
-                line=item.line, id=id, uri=written, row=row, reason=error.reason, stage=error.stage, message=str(error)
+                line=item.line, id=id, uri=uri, row=row, reason=error.reason, stage=error.stage, message=str(error)
             )
         return ProbeTask(line=item.line, id=id, key=key, uri=uri, row=row)
 

@@ -65,6 +65,7 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # they come back through ray.get of the info
     environment = ONE_THREAD | {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
     if address is not None:
         _check_answers(address)
@@ -81,9 +82,26 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
     try:
-        yield
+        with _quiet_driver():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_driver() -> Iterator[None]:
+    """Keeps Ray's notes of dead workers off stdout, where our summary goes; the scheduler tells of them in its own words."""
+    from ray._private import worker as ray_worker
+
+    printing = getattr(ray_worker, "print_to_stdstream", None)
+    if printing is None:
+        yield
+        return
+    ray_worker.print_to_stdstream = lambda data, *_, **__: log.debug("ray: %s", data.get("lines"))
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = printing
 
 
 def _check_answers(address: str) -> None:
@@ -225,8 +243,8 @@ def _explain(error: Exception) -> tuple[Cause, str, bool]:
         return "internal_error", f"{type(inner).__name__}: {inner}"[-1500:], True
     _stop_if_full(error)
     text = str(error)
-    brief = " ".join(text.split())[:600]
-    if isinstance(error, ray_errors.OutOfMemoryError) or "low on memory" in text or "OOM" in text.split("1.")[0]:
+    brief = _brief(text)
+    if isinstance(error, ray_errors.OutOfMemoryError) or "low on memory" in text:
         return "out_of_memory", f"killed for memory: {brief}", False
     if isinstance(error, ray_errors.NodeDiedError) or "node has died" in text or "node was terminated" in text:
         return "node_lost", brief, False
@@ -235,6 +253,13 @@ def _explain(error: Exception) -> tuple[Cause, str, bool]:
     if isinstance(error, ray_errors.ObjectLostError):
         return "object_lost", brief, True
     return "worker_died", f"the worker process died: {brief}", False
+
+
+def _brief(text: str) -> str:
+    """Ray's account of a death without its advice, which names every cause there is."""
+    told = " ".join(text.split()).partition("Some common causes include")[0]
+    detail = told.rpartition("Worker exit detail: ")[2]
+    return detail.strip()[:600]
 
 
 def _stop_if_full(error: BaseException) -> None:

@@ -68,8 +68,15 @@ class TokenizeSummary:
     quarantined: dict[str, int] = field(default_factory=dict)
 
 
-def tokenize_videos(manifest_uri: str, store: Store, config: RunConfig, options: RunOptions) -> TokenizeSummary:
+Make = Callable[[PlannedRow, RunConfig], SampleOutcome]
+
+
+def tokenize_videos(
+    manifest_uri: str, store: Store, config: RunConfig, options: RunOptions, *, make: Make = make_sample
+) -> TokenizeSummary:
     """Makes, or goes on with, a run: afterwards all its shards are committed and published, and the index is written.
+
+    `make` is what a worker does with a row; tests give one that kills its worker.
 
     Raises:
         ValueError: the store holds another run or plan (each difference is named), or the manifest cannot be read.
@@ -96,7 +103,7 @@ def tokenize_videos(manifest_uri: str, store: Store, config: RunConfig, options:
                 plan = plan_videos(manifest_uri, store, config, options)
             claim_run(store, here)
             counters.num_shards = plan.num_shards
-            _make_missing(store, config, options, before, counters)
+            _make_missing(store, config, options, before, counters, make)
     # Every shard is committed now: an attempt that is still there belongs to nobody who could win.
     claim_run(store, here)
     collect_orphans(store)
@@ -116,11 +123,13 @@ def tokenize_videos(manifest_uri: str, store: Store, config: RunConfig, options:
 
 
 def _make_missing(
-    store: Store, config: RunConfig, options: RunOptions, before: frozenset[int], counters: Counters
+    store: Store, config: RunConfig, options: RunOptions, before: frozenset[int], counters: Counters, make: Make
 ) -> None:
     counters.num_items = count_plan_rows(store, skip_shards=before)
     counters.restart()
-    job = TokenizeJob(config=config, store=store, config_digest=configs.digest(config), code_version=code_version())
+    job = TokenizeJob(
+        config=config, store=store, config_digest=configs.digest(config), code_version=code_version(), make=make
+    )
     with open_executor(job, options) as (executor, num_workers), show(counters, options.progress) as redraw:
         feed = ShardFeed(
             iter_plan_shards(store, skip_shards=before),
@@ -178,8 +187,7 @@ class TokenizeJob:
     store: Store
     config_digest: str
     code_version: str
-    make: Callable[[PlannedRow, RunConfig], SampleOutcome] = make_sample
-    """Replaced in tests that need a worker to die."""
+    make: Make = make_sample
 
     def warm_up(self) -> None:
         """The imports were enough; compiled kernels come from numba's cache or with the first video."""

@@ -147,7 +147,9 @@ class FakeExecutor:
         return Failed(number, cause, cause, False)
 
 
-def run(natures: list[str], *, num_workers: int = 2, seed: int = 0, window: int = 1000) -> tuple[ListFeed, FakeExecutor]:
+def run(
+    natures: list[str], *, num_workers: int = 2, seed: int = 0, window: int = 1000
+) -> tuple[ListFeed, FakeExecutor]:
     feed = ListFeed([Task(f"{i}-{nature}", nature, 1.0) for i, nature in enumerate(natures)], window=window)
     executor = FakeExecutor(seed=seed)
     scheduler = Scheduler(feed, num_workers=num_workers, deadlines=DEADLINES)
@@ -165,7 +167,22 @@ def run(natures: list[str], *, num_workers: int = 2, seed: int = 0, window: int 
 @settings(max_examples=300, deadline=None)
 @given(
     natures=st.lists(
-        st.sampled_from(["good", "good", "good", "killer", "flaky", "hang", "slow_once", "hog", "hungry", "transient", "outage", "bug"]),
+        st.sampled_from(
+            [
+                "good",
+                "good",
+                "good",
+                "killer",
+                "flaky",
+                "hang",
+                "slow_once",
+                "hog",
+                "hungry",
+                "transient",
+                "outage",
+                "bug",
+            ]
+        ),
         max_size=14,
     ),
     num_workers=st.integers(1, 5),

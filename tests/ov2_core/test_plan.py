@@ -1,0 +1,165 @@
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ov2_core import plan as plans
+from ov2_core.config import ShardConfig, recipe
+from ov2_core.plan import (
+    PlanWriter,
+    ShardCutter,
+    count_plan_rows,
+    iter_plan_rows,
+    iter_plan_shards,
+    load_plan,
+    predict,
+    size_in_blocks,
+)
+from ov2_core.storage.files import Store
+from schemas.shard import PlannedRow, PlanRecord
+from schemas.video import ManifestRow, ProbeRecord, SourceIdentity
+
+
+def probe(**fields: Any) -> ProbeRecord:
+    base: dict[str, Any] = {
+        "media": "video",
+        "container": "mp4",
+        "codec": "h264",
+        "pixel_format": "yuv420p",
+        "width_px": 1280,
+        "height_px": 720,
+        "num_frames": 300,
+        "duration_seconds": 10.0,
+        "fps": 30.0,
+        "variable_rate": False,
+        "rotation_degrees": 0,
+        "size_bytes": 1000,
+        "video_bytes": 900,
+    }
+    return ProbeRecord.model_validate({**base, **fields})
+
+
+def row(line: int, shard: int) -> PlannedRow:
+    return PlannedRow(
+        line=line,
+        key=f"k{line}",
+        id=f"k{line}",
+        uri=f"/v/{line}.mp4",
+        shard=shard,
+        row=ManifestRow(video=f"{line}.mp4"),
+        probe=probe(),
+        identity=SourceIdentity(size_bytes=1000, stamp="1"),
+        predicted_tokens=10,
+        predicted_bytes=100,
+        predicted_cpu_seconds=1.5,
+    )
+
+
+def write_plan(store: Store, rows: list[PlannedRow]) -> PlanRecord:
+    record = PlanRecord(
+        manifest_uri="m.jsonl",
+        manifest_digest="d",
+        manifest_rows=len(rows),
+        config_digest="c",
+        num_shards=rows[-1].shard + 1 if rows else 0,
+        num_planned=len(rows),
+        num_quarantined=0,
+        predicted_tokens=0,
+        predicted_bytes=0,
+        predicted_cpu_seconds=0,
+        predicted_video_seconds=0,
+    )
+    with PlanWriter(store) as writer:
+        for item in rows:
+            writer.add(item)
+        writer.finish(record)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "images"),
+    [
+        ("codec-32", 300, 32),
+        ("codec-32", 17, 16),
+        ("codec-32", 3, 3),
+        ("codec-32", 1, 1),
+        ("uniform-32", 300, 32),
+        ("uniform-32", 5, 5),
+        ("uniform-auto", 300, 16),
+    ],
+)
+def test_predicted_tokens_are_images_times_blocks(name: str, num_frames: int, images: int) -> None:
+    tokens = predict(probe(num_frames=num_frames, duration_seconds=num_frames / 30), recipe(name).tokenizer).tokens
+    assert tokens == images * 18 * 10
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_size_in_blocks_keeps_within_area_and_source(width_px: int, height_px: int) -> None:
+    width, height = size_in_blocks(width_px, height_px, 392 * 392, 28)
+    assert width >= 1
+    assert height >= 1
+    assert width == 1 or width * 28 <= width_px
+    assert height == 1 or height * 28 <= height_px
+    if width > 1 and height > 1:
+        assert width * height * 28 * 28 <= 392 * 392
+
+
+@given(sizes=st.lists(st.integers(0, 50), max_size=40), target_bytes=st.integers(1, 100), max_samples=st.integers(1, 7))
+def test_cutter_fills_shards_in_order_and_within_limits(sizes: list[int], target_bytes: int, max_samples: int) -> None:
+    cutter = ShardCutter(ShardConfig(target_bytes=target_bytes, max_samples=max_samples))
+    shards = [cutter.place(size) for size in sizes]
+    assert sorted(set(shards)) == list(range(cutter.num_shards))
+    assert shards == sorted(shards)
+    for shard in set(shards):
+        held = [size for size, place in zip(sizes, shards, strict=True) if place == shard]
+        assert len(held) <= max_samples
+        assert len(held) == 1 or sum(held) <= target_bytes
+
+
+def test_plan_rows_come_back_in_order_and_skipped_shards_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "ROW_GROUP_ROWS", 4)
+    store = Store(tmp_path)
+    rows = [row(line, shard=(line - 1) // 3) for line in range(1, 41)]
+    record = write_plan(store, rows)
+    assert load_plan(store) == record
+    assert list(iter_plan_rows(store)) == rows
+    skip = {0, 1, 2, 5, 13}
+    assert list(iter_plan_rows(store, skip_shards=skip)) == [item for item in rows if item.shard not in skip]
+    assert count_plan_rows(store, skip_shards=skip) == sum(item.shard not in skip for item in rows)
+    assert [(shard, len(items)) for shard, items in iter_plan_shards(store, skip_shards={1})][:3] == [
+        (0, 3),
+        (2, 3),
+        (3, 3),
+    ]
+
+
+def test_row_groups_end_at_shard_boundaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(plans, "ROW_GROUP_ROWS", 4)
+    store = Store(tmp_path)
+    write_plan(store, [row(line, shard=(line - 1) // 3) for line in range(1, 41)])
+    metadata = pq.ParquetFile(store.local("plan/rows.parquet")).metadata
+    column = plans.ROWS_SCHEMA.get_field_index("shard")
+    ranges = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
+    assert len(ranges) > 2
+    assert all(before.max < after.min for before, after in itertools.pairwise(ranges))
+
+
+def test_plan_without_rows_can_be_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write_plan(store, [])
+    assert list(iter_plan_rows(store)) == []
+    assert count_plan_rows(store) == 0
+
+
+def test_interrupted_plan_is_not_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with PlanWriter(store) as writer:
+        writer.add(row(1, 0))  # and then leaves without finish, as an exception would
+    assert load_plan(store) is None

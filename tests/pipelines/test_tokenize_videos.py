@@ -1,0 +1,322 @@
+"""The whole pipeline on tiny clips: in this process where that is enough, on Ray where workers have to die."""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ov2_core.config import RunConfig, recipe, with_overrides
+from ov2_core.make_sample import SampleOutcome, make_sample
+from ov2_core.plan import iter_plan_rows, load_plan
+from ov2_core.storage.commit import load_commits
+from ov2_core.storage.files import Store
+from ov2_core.storage.reader import ShardReader
+from ov2_core.storage.verify import verify_run
+from pipelines.options import RunOptions
+from pipelines.plan_videos import plan_videos
+from pipelines.progress import Counters
+from pipelines.scheduling import DeadlinePolicy, Verdict
+from pipelines.tokenize_videos import MadeSample, ShardFeed, ShardWritten, WriteTask, tokenize_videos
+from schemas.shard import PlannedRow
+
+INLINE = RunOptions(workers=0, progress="off")
+SMALL_SHARDS = with_overrides(recipe("uniform-4"), {"shards.max_samples": "2", "area_px": "12544"})
+
+
+def published(run: Path) -> dict[str, str]:
+    """Digest of every file that a reader of the run sees."""
+    files = [*(run / "shards").iterdir(), *(run / ".nv-meta").iterdir()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def reference(clip_manifest: Path, tmp_path: Path) -> dict[str, str]:
+    """What an undisturbed run without Ray publishes."""
+    run = tmp_path / "reference"
+    tokenize_videos(str(clip_manifest), Store(run), SMALL_SHARDS, INLINE)
+    return published(run)
+
+
+def test_run_commits_every_row_once_and_verifies(clip_manifest: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    summary = tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+    assert (summary.num_shards, summary.num_made) == (3, 6)
+    found = verify_run(store)
+    assert found.errors == []
+    assert (found.manifest_rows, found.committed, found.quarantined_by_reason) == (7, 6, {"source_missing": 1})
+    with ShardReader(store.root) as reader:
+        assert reader.keys() == [f"v{i}" for i in range(6)]
+        record = reader.read("v3").record
+    assert record.messages[0].content.startswith("<video>\n")
+    assert record.provenance.manifest_line == 5
+    assert store.list("attempts") == []
+
+
+def test_second_call_makes_nothing_and_changes_nothing(
+    clip_manifest: Path, tmp_path: Path, reference: dict[str, str]
+) -> None:
+    run = tmp_path / "reference"
+    summary = tokenize_videos(str(clip_manifest), Store(run), SMALL_SHARDS, INLINE)
+    assert (summary.num_made, summary.num_shards_before) == (0, 3)
+    assert published(run) == reference
+
+
+def test_lost_commit_is_made_again_and_alone(clip_manifest: Path, tmp_path: Path, reference: dict[str, str]) -> None:
+    run = tmp_path / "reference"
+    (run / "commits" / "shard-000001.json").unlink()
+    (run / "shards" / "shard-000001.tar").unlink()
+    summary = tokenize_videos(str(clip_manifest), Store(run), SMALL_SHARDS, INLINE)
+    assert summary.num_made == 2
+    assert published(run) == reference
+
+
+def test_resume_with_other_arguments_is_refused_and_each_is_named(
+    clip_manifest: Path, tmp_path: Path, reference: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "reference")
+    other = with_overrides(SMALL_SHARDS, {"jpeg_quality": "80", "budget": "5"})
+    with pytest.raises(ValueError, match="differs") as caught:
+        tokenize_videos(str(clip_manifest), store, other, INLINE)
+    assert "config.tokenizer.jpeg_quality: 95 there, 80 here" in str(caught.value)
+    assert "config.tokenizer.budget: 4 there, 5 here" in str(caught.value)
+    clip_manifest.write_text(clip_manifest.read_text() + "\n")
+    with pytest.raises(ValueError, match="manifest_digest"):
+        tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+    monkeypatch.setattr("pipelines.run_identity.code_version", lambda: "0.0.0+other")
+    with pytest.raises(ValueError, match=r"code_version: .* there, '0.0.0\+other' here"):
+        tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+    with pytest.raises(ValueError, match="already holds a run"):
+        plan_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+
+
+def test_plan_of_another_config_is_refused(clip_manifest: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    plan_videos(str(clip_manifest), store, recipe("uniform-8"), INLINE)
+    with pytest.raises(ValueError, match="holds a plan that differs"):
+        tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+    assert not store.exists("run.json")
+
+
+def test_source_that_changed_since_the_plan_is_quarantined(
+    clip_manifest: Path, tmp_path: Path, make_clip: Callable[..., Path]
+) -> None:
+    clip = make_clip(tmp_path / "mine.mp4", seed=1)
+    clip_manifest.write_text(clip_manifest.read_text() + json.dumps({"video": str(clip), "id": "mine"}) + "\n")
+    store = Store(tmp_path / "run")
+    plan_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+    make_clip(clip, seed=2, num_frames=20)
+    tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+    found = verify_run(store)
+    assert found.ok
+    assert found.quarantined_by_reason == {"source_missing": 1, "source_changed": 1}
+
+
+@pytest.mark.parametrize("manifest", ["", '{"video": "nowhere.mp4"}\n{"video": "nowhere.mp4"}\nnot json\n'])
+def test_run_without_any_sample_still_ends_and_verifies(tmp_path: Path, manifest: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(manifest)
+    store = Store(tmp_path / "run")
+    tokenize_videos(str(path), store, SMALL_SHARDS, INLINE)
+    found = verify_run(store)
+    assert found.errors == []
+    assert found.manifest_rows == found.quarantined == len(manifest.splitlines())
+
+
+def test_shard_whose_rows_all_fell_commits_without_a_tar(clip_manifest: Path, tmp_path: Path) -> None:
+    def fail_two(row: PlannedRow, config: RunConfig) -> SampleOutcome:
+        if row.key in ("v2", "v3"):
+            row = row.model_copy(update={"uri": row.uri + ".gone"})
+        return make_sample(row, config)
+
+    store = Store(tmp_path / "run")
+    tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE, make=fail_two)
+    commits = load_commits(store)
+    assert commits[1].tar_name is None
+    assert [row.id for row in commits[1].quarantined] == ["v2", "v3"]
+    assert verify_run(store).errors == []
+
+
+def test_stills_recipe_filters_videos(clip_manifest: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    tokenize_videos(str(clip_manifest), store, recipe("stills"), INLINE)
+    found = verify_run(store)
+    assert found.errors == []
+    assert (found.filtered, found.committed) == (6, 0)
+
+
+# The feed alone
+
+
+@pytest.fixture
+def planned(clip_manifest: Path, tmp_path: Path) -> list[PlannedRow]:
+    store = Store(tmp_path / "plan-only")
+    plan_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE)
+    return list(iter_plan_rows(store))
+
+
+def make_feed(planned: list[PlannedRow], **limits: int) -> ShardFeed:
+    shards = ((shard, list(rows)) for shard, rows in itertools.groupby(planned, key=lambda row: row.shard))
+    return ShardFeed(shards, Counters("tokenize"), **{"max_open_bytes": 10**9, "max_open_shards": 9, **limits})
+
+
+def made(row: PlannedRow) -> SampleOutcome:
+    return SampleOutcome(line=row.line, key=row.key, num_images=1)
+
+
+@pytest.mark.parametrize("limits", [{"max_open_shards": 1}, {"max_open_bytes": 1}])
+def test_feed_opens_no_more_shards_than_allowed(planned: list[PlannedRow], limits: dict[str, int]) -> None:
+    feed = make_feed(planned, **limits)
+    first, second = feed.pull(), feed.pull()
+    assert first is not None
+    assert second is not None
+    assert feed.pull() is None
+    assert feed.num_open == 1
+    for task in (first, second):
+        feed.done(task, made(task.payload), "payload")
+    write = feed.pull()
+    assert write is not None
+    assert isinstance(write.payload, WriteTask)
+    assert feed.pull() is None, "an unwritten shard still fills the store"
+    feed.done(write, ShardWritten(0, []), None)
+    assert feed.pull() is not None
+
+
+def test_feed_writes_in_plan_order_whatever_finishes_first(planned: list[PlannedRow]) -> None:
+    feed = make_feed(planned)
+    first, second = feed.pull(), feed.pull()
+    assert first is not None
+    assert second is not None
+    feed.done(second, made(second.payload), "b")
+    feed.done(first, made(first.payload), "a")
+    write = feed.pull()
+    assert write is not None
+    assert [(sample.key, sample.members) for sample in write.payload.made] == [("v0", "a"), ("v1", "b")]
+
+
+def test_feed_makes_lost_samples_again_and_keeps_the_others(planned: list[PlannedRow]) -> None:
+    feed = make_feed(planned[:2])
+    tasks = [feed.pull(), feed.pull()]
+    for task in tasks:
+        assert task is not None
+        feed.done(task, made(task.payload), f"old {task.name}")
+    write = feed.pull()
+    assert write is not None
+    feed.done(write, ShardWritten(0, ["v1"]), None)
+    again = feed.pull()
+    assert again is not None
+    assert again.name == "v1"
+    assert feed.pull() is None
+    assert not feed.finished
+    feed.done(again, made(again.payload), "new v1")
+    write = feed.pull()
+    assert write is not None
+    samples: list[MadeSample] = write.payload.made
+    assert [sample.members for sample in samples] == ["old v0", "new v1"]
+    feed.done(write, ShardWritten(0, []), None)
+    assert feed.finished
+
+
+def test_feed_turns_a_verdict_into_a_ledger_row(planned: list[PlannedRow]) -> None:
+    feed = make_feed(planned[:1])
+    task = feed.pull()
+    assert task is not None
+    feed.condemned(task, Verdict("worker_died", "SIGSEGV", 3))
+    write = feed.pull()
+    assert write is not None
+    (row,) = write.payload.quarantined
+    assert (row.id, row.reason, row.attempts, row.line) == ("v0", "worker_died", 3, 1)
+    assert row.row.video == planned[0].uri
+
+
+# On Ray
+
+
+@pytest.mark.ray
+def test_ray_run_is_byte_identical_to_one_without(
+    local_ray: None, clip_manifest: Path, tmp_path: Path, reference: dict[str, str]
+) -> None:
+    run = tmp_path / "ray"
+    tokenize_videos(str(clip_manifest), Store(run), SMALL_SHARDS, RunOptions(workers=2, progress="off"))
+    assert published(run) == reference
+
+
+@pytest.mark.ray
+def test_worker_killers_are_quarantined_and_nobody_else(
+    local_ray: None, clip_manifest: Path, tmp_path: Path, reference: dict[str, str]
+) -> None:
+    marker = tmp_path / "died-once"
+
+    def poisoned(row: PlannedRow, config: RunConfig) -> SampleOutcome:
+        if row.key == "v0" and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row.key == "v2":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if row.key == "v3":
+            time.sleep(3600)
+        if row.key == "v5":
+            raise MemoryError("a frame of 80 GiB")
+        return make_sample(row, config)
+
+    store = Store(tmp_path / "run")
+    deadlines = DeadlinePolicy(base_seconds=4, factor=1)
+    options = RunOptions(workers=2, progress="off", deadlines=deadlines)
+    summary = tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, options, make=poisoned)
+    assert summary.quarantined == {"worker_died": 1, "deadline_exceeded": 1, "out_of_memory": 1}
+    fallen = {row.id: row for record in load_commits(store).values() for row in record.quarantined}
+    assert {id: (row.reason, row.attempts) for id, row in fallen.items()} == {
+        "v2": ("worker_died", 3),
+        "v3": ("deadline_exceeded", 2),
+        "v5": ("out_of_memory", 3),
+    }
+    with ShardReader(store.root) as reader:
+        assert reader.keys() == ["v0", "v1", "v4"]
+    assert verify_run(store).errors == []
+    assert published(tmp_path / "run")["shard-000000.tar"] == reference["shard-000000.tar"]
+
+
+@pytest.mark.ray
+def test_driver_killed_three_times_then_resumed_is_byte_identical(
+    clip_manifest: Path, tmp_path: Path, reference: dict[str, str]
+) -> None:
+    run = tmp_path / "killed"
+    command = [
+        *(sys.executable, "-m", "jobs.cli", "tokenize", "--manifest", str(clip_manifest), "--out", str(run)),
+        *("--recipe", "uniform-4", "--set", "shards.max_samples=2", "--set", "area_px=12544"),
+        *("--workers", "2", "--progress", "off"),
+    ]
+
+    def start(**environment: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def kill_when(process: subprocess.Popen[bytes], happened: Callable[[], Any]) -> None:
+        while not happened():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+
+    kill_when(start(), lambda: (run / "plan" / "plan.json").exists())
+    assert load_plan(Store(run)) is not None
+    kill_when(start(), lambda: list((run / "commits").glob("*.json")))
+    before_index = start(OV2_FAILPOINT="before_index")
+    before_index.communicate()
+    assert before_index.returncode == -signal.SIGKILL
+    assert not (run / ".nv-meta" / ".info.json").exists()
+
+    last = start()
+    out, err = last.communicate()
+    assert last.returncode == 0, err.decode()
+    assert b"ok: 7 rows = 6 committed + 0 filtered + 1 quarantined" in out
+    assert published(run) == reference
