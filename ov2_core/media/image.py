@@ -56,9 +56,7 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
                         f"{image.width} x {image.height} px exceeds max_source_px ({max_source_px}); raise it or drop the row",
                     )
                 flags = ("first_of_animation",) if getattr(image, "n_frames", 1) > 1 else ()
-                upright = ImageOps.exif_transpose(image)
-                assert upright is not None
-                return StillImage(_to_rgb(upright), codec, flags)
+                return StillImage(upright_rgb(image).image, codec, flags)
     except FileNotFoundError:
         raise BadItemError("source_missing", f"no such file: {source}; check the manifest's path") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
@@ -69,6 +67,13 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
         if isinstance(error, (ConnectionError, TimeoutError)):
             raise
         raise BadItemError("not_media", f"the image is damaged or cut off ({error})") from None
+
+
+def upright_rgb(image: Image.Image) -> StillImage:
+    """An open image upright by its EXIF, as RGB on a white ground."""
+    upright = ImageOps.exif_transpose(image)
+    assert upright is not None
+    return StillImage(_to_rgb(upright), (image.format or "unknown").lower(), ())
 
 
 def probe_image(source: Source, *, max_source_px: int = 8192 * 8192, size_bytes: int = 0) -> ProbeRecord:

@@ -1,0 +1,480 @@
+"""One call for each input: stills, frames, codec canvases, token-shard samples, files -> what the model's forward takes.
+
+    processor = LlavaOnevision2Processor.from_pretrained(DIR)
+    batch = processor("clip.mp4", prompt="What happens?", for_generation=True)   # tokenizes the clip first
+    batch = processor(stored_sample)                                             # its own messages, labels on the answers
+    batch = processor.collate([processor.encode(sample) for sample in samples])
+    model(**batch)                                                               # or model.generate(**batch.prompt())
+
+Vision is free of padding: patches of all samples stand in one row, image_grid_thw has a row for each still and each video.
+Text is padded to one length with an attention mask.
+
+Shapes: B samples, L text tokens, P patches of all images, D values of a patch, R grid rows, G attention groups.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ov2_core.config import TokenizerConfig, recipe
+from ov2_core.model.attention import group_lengths
+from ov2_core.model.chatml import DEFAULT_SYSTEM, IGNORE_INDEX, IMAGE_PAD, TextEncoder, Turn, lay_out
+from ov2_core.model.patches import PIXEL_MEAN, PIXEL_STD, patchify, to_block_order
+from ov2_core.model.visual import Visual, is_sample, show_sample, show_still, show_tokenized
+from ov2_core.tokenized import TokenizedVideo
+from schemas.video import Message
+
+PROCESSOR_FILE, PREPROCESSOR_FILE, MODEL_FILE = "processor_config.json", "preprocessor_config.json", "config.json"
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+DEFAULT_RECIPE = "codec-32"
+
+Recipe = str | TokenizerConfig
+"""A recipe's name (codec-N, evidence-N, uniform-N, uniform-auto, stills) or a whole tokenizer config."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessorConfig:
+    """What the processor must share with the model."""
+
+    patch_px: int = 14
+    merge: int = 2
+    window_images: int = 4
+    """The model's frame_windows_size; 0: a grid row is one group."""
+    pixel_mean: tuple[float, ...] = PIXEL_MEAN
+    pixel_std: tuple[float, ...] = PIXEL_STD
+    default_system: str = DEFAULT_SYSTEM
+
+    def __post_init__(self) -> None:
+        if min(self.patch_px, self.merge) < 1:
+            raise ValueError(f"patch_px and merge must be >= 1, got {self}")
+        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
+            raise ValueError(
+                f"pixel_mean and pixel_std have 3 values, std > 0, got {self.pixel_mean}, {self.pixel_std}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionInputs:
+    """What the encoder takes."""
+
+    pixel_values: Tensor
+    """[P, D], block order."""
+    image_grid_thw: Tensor
+    """int64 [R, 3]: images, patch rows, patch columns."""
+    patch_positions: Tensor
+    """int64 [P, 3]: (t, h, w), block order."""
+    patch_group_lengths: Tensor
+    """int64 [G]: patches of each attention group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedSample:
+    """One sample, not padded."""
+
+    input_ids: Tensor
+    """int64 [L]."""
+    labels: Tensor
+    """int64 [L]; IGNORE_INDEX outside the assistant's tokens."""
+    vision: VisionInputs | None
+    """None without media."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the text, visual tokens included."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Samples collated. `model(**batch)` passes the released forward's arguments, and patch_group_lengths only where the windows
+    that a reader makes of image_grid_thw are not the groups (a layout of more than window_images canvases a group)."""
+
+    input_ids: Tensor
+    """int64 [B, L]."""
+    attention_mask: Tensor
+    """int64 [B, L]: 1 for text and visual tokens, 0 for padding."""
+    labels: Tensor
+    """int64 [B, L]; IGNORE_INDEX outside the assistant's tokens."""
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    patch_positions: Tensor | None
+    patch_group_lengths: Tensor | None
+    """As in VisionInputs, all samples one after the other."""
+    windows_are_groups: bool
+    """Whether image_grid_thw alone tells the groups."""
+
+    def keys(self) -> list[str]:
+        """Names of the forward's arguments."""
+        hidden = {"windows_are_groups"} | ({"patch_group_lengths"} if self.windows_are_groups else set())
+        return [f.name for f in fields(self) if f.name not in hidden and getattr(self, f.name) is not None]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.keys():
+            raise KeyError(name)
+        return cast("Tensor", getattr(self, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def prompt(self) -> dict[str, Tensor]:
+        """What `generate` takes: all but the labels."""
+        return {name: self[name] for name in self.keys() if name != "labels"}
+
+    def to(
+        self, device: torch.device | str, *, dtype: torch.dtype | None = None, non_blocking: bool = False
+    ) -> "Batch":
+        """On another device; `dtype` is that of pixel_values."""
+        moved: dict[str, Any] = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        if dtype is not None and "pixel_values" in moved:
+            moved["pixel_values"] = moved["pixel_values"].to(dtype)
+        return replace(self, **moved)
+
+
+Medium = Visual | TokenizedVideo | Image.Image | np.ndarray[Any, Any] | str | os.PathLike[str] | Any
+"""A still (PIL, uint8 [H, W, 3], a path), a video's path, a TokenizedVideo, a StoredSample, or a Visual."""
+
+
+class LlavaOnevision2Processor:
+    """Media and text to model inputs. Stateless but for a cache of timestamps."""
+
+    def __init__(self, tokenizer: Any, config: ProcessorConfig | None = None) -> None:
+        """
+        Args:
+            tokenizer: a Hugging Face tokenizer with Qwen's special tokens.
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        self.tokenizer = tokenizer
+        self.config = config or ProcessorConfig()
+        self._text = TextEncoder(tokenizer)
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of <|image_pad|>, from the tokenizer."""
+        return self._text.special_ids[IMAGE_PAD]
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's padding id; <|im_end|> where it has none (masked anyway)."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self._text.special_ids["<|im_end|>"])
+
+    def __call__(
+        self,
+        media: Medium | Sequence[Medium] | None = None,
+        *,
+        messages: Sequence[Turn | dict[str, str]] | None = None,
+        prompt: str | None = None,
+        for_generation: bool = False,
+        recipe: Recipe = DEFAULT_RECIPE,
+        pixel_dtype: torch.dtype = torch.float32,
+    ) -> Batch:
+        """`encode`, as a batch of one."""
+        sample = self.encode(
+            media,
+            messages=messages,
+            prompt=prompt,
+            for_generation=for_generation,
+            recipe=recipe,
+            pixel_dtype=pixel_dtype,
+        )
+        return self.collate([sample])
+
+    def encode(
+        self,
+        media: Medium | Sequence[Medium] | None = None,
+        *,
+        messages: Sequence[Turn | dict[str, str]] | None = None,
+        prompt: str | None = None,
+        for_generation: bool = False,
+        recipe: Recipe = DEFAULT_RECIPE,
+        pixel_dtype: torch.dtype = torch.float32,
+    ) -> EncodedSample:
+        """One sample.
+
+        Args:
+            media: one medium, several in the order of their placeholders, or None.
+            messages: the conversation; one <video> or <image> in its user turns for each medium. By default that of a
+                StoredSample.
+            prompt: in place of messages: a question, asked after the media.
+            for_generation: leave the last answer out and end on an open assistant turn.
+            recipe: how a path to a video is tokenized.
+            pixel_dtype: of pixel_values; torch.uint8 leaves normalising to the device (patches.normalise).
+
+        Raises:
+            ValueError: placeholders and media differ (both counts are named), no text, or a medium that does not fit.
+            BadItemError: a file that holds no readable video or image.
+        """
+        several = list(media) if isinstance(media, list | tuple) else [] if media is None else [media]
+        visuals = [self.show(medium, recipe=recipe) for medium in several]
+        turns = self._turns(several, visuals, messages, prompt)
+        runs = [visual.runs() for visual in visuals]
+        segments = lay_out(turns, runs, default_system=self.config.default_system, for_generation=for_generation)
+        ids_L, labels_L = self._text.encode(segments)
+        num_visual, num_merged = int((ids_L == self.image_token_id).sum()), sum(v.num_tokens for v in visuals)
+        if num_visual != num_merged:
+            raise ValueError(
+                f"{num_visual} visual tokens in the text, but {num_merged} merged patches; "
+                "the tokenizer must map <|image_pad|> alone to its id"
+            )
+        return EncodedSample(
+            input_ids=torch.from_numpy(ids_L),
+            labels=torch.from_numpy(labels_L),
+            vision=self.encode_vision(visuals, pixel_dtype=pixel_dtype) if visuals else None,
+        )
+
+    def encode_vision(self, visuals: Sequence[Visual], *, pixel_dtype: torch.dtype = torch.float32) -> VisionInputs:
+        """The encoder's inputs of at least one visual, without any text.
+
+        Raises:
+            ValueError: none given, or one of another patch size than the model's.
+        """
+        if not visuals:
+            raise ValueError("no visuals given; the encoder needs at least one")
+        config = self.config
+        for visual in visuals:
+            if (visual.patch_px, visual.merge) != (config.patch_px, config.merge):
+                raise ValueError(
+                    f"the medium has patches of {visual.patch_px} px merged {visual.merge} x {visual.merge}, the model "
+                    f"{config.patch_px} px and {config.merge} x {config.merge}; tokenize it with the model's"
+                )
+        positions = [
+            to_block_order(v.positions_NP3, rows=v.rows, columns=v.columns, merge=v.merge).reshape(-1, 3)
+            for v in visuals
+        ]
+        pixels = patchify(
+            (image for visual in visuals for image in visual.images()),
+            num_patches=sum(visual.num_patches for visual in visuals),
+            patch_px=config.patch_px,
+            merge=config.merge,
+            mean=config.pixel_mean,
+            std=config.pixel_std,
+            dtype=pixel_dtype,
+        )
+        rows = [row for visual in visuals for row in visual.grid_rows(config.window_images)]
+        groups = [length for visual in visuals for length in visual.group_lengths()]
+        return VisionInputs(
+            pixel_values=pixels,
+            image_grid_thw=torch.tensor(rows, dtype=torch.int64),
+            patch_positions=torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+            patch_group_lengths=torch.tensor(groups, dtype=torch.int64),
+        )
+
+    def collate(
+        self,
+        samples: Sequence[EncodedSample],
+        *,
+        padding_side: Literal["left", "right"] = "right",
+        multiple_of: int = 1,
+    ) -> Batch:
+        """Samples to a batch: text padded, vision one after the other.
+
+        Args:
+            padding_side: "left" for generation.
+            multiple_of: L is rounded up to it.
+
+        Raises:
+            ValueError: no samples.
+        """
+        if not samples:
+            raise ValueError("a batch needs at least one sample, got none")
+        longest = max(sample.num_tokens for sample in samples)
+        length = -(-longest // multiple_of) * multiple_of
+        ids = torch.full((len(samples), length), self.pad_token_id)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        mask = torch.zeros_like(ids)
+        for row, sample in enumerate(samples):
+            here = slice(length - sample.num_tokens, length) if padding_side == "left" else slice(sample.num_tokens)
+            ids[row, here], labels[row, here], mask[row, here] = sample.input_ids, sample.labels, 1
+        vision = _joined([sample.vision for sample in samples if sample.vision is not None])
+        window, grid, groups = self.config.window_images, vision["image_grid_thw"], vision["patch_group_lengths"]
+        return Batch(
+            input_ids=ids,
+            attention_mask=mask,
+            labels=labels,
+            windows_are_groups=grid is None
+            or group_lengths(grid.tolist(), frame_windows_size=window) == groups.tolist(),
+            **vision,
+        )
+
+    def show(self, medium: Medium, *, recipe: Recipe = DEFAULT_RECIPE) -> Visual:
+        """Any medium as a Visual; a path is opened, a video tokenized.
+
+        Raises:
+            ValueError: none of the known kinds.
+            BadItemError: a file that holds no readable video or image.
+        """
+        if isinstance(medium, Visual):
+            return medium
+        if isinstance(medium, TokenizedVideo):
+            return show_tokenized(medium)
+        if is_sample(medium):
+            return show_sample(medium)
+        if isinstance(medium, np.ndarray):
+            medium = Image.fromarray(medium)
+        if isinstance(medium, Image.Image):
+            return self._still(medium)
+        if isinstance(medium, str | os.PathLike):
+            return self._file(os.fspath(medium), _tokenizer_config(recipe))
+        raise ValueError(
+            f"a medium must be a path, an image, a TokenizedVideo, a StoredSample or a Visual, got {type(medium).__name__}"
+        )
+
+    def describe(self, sample: EncodedSample) -> str:
+        """The sample's text for people: a run of image pads becomes <|image_pad|>*K."""
+        ids = sample.input_ids.tolist()
+        parts: list[str] = []
+        start = 0
+        while start < len(ids):
+            visual, stop = ids[start] == self.image_token_id, start
+            while stop < len(ids) and (ids[stop] == self.image_token_id) == visual:
+                stop += 1
+            parts.append(f"{IMAGE_PAD}*{stop - start}" if visual else self.tokenizer.decode(ids[start:stop]))
+            start = stop
+        return "".join(parts)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **_: Any) -> Self:
+        """From a local folder: its tokenizer, and sizes from processor_config.json (ours), preprocessor_config.json (released)
+        and config.json (the model's). Nothing is fetched and no code of the folder runs.
+
+        Raises:
+            ValueError: no folder, no tokenizer in it, or files that contradict each other.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise ValueError(f"{folder}: no such folder; give the local folder of a model")
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(root), local_files_only=True, trust_remote_code=False)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{folder}: no tokenizer can be loaded from it ({error}); copy tokenizer.json beside config.json"
+            ) from error
+        return cls(tokenizer, _read_config(root))
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
+        """Tokenizer, processor_config.json, and the preprocessor_config.json that the released code's image processor reads."""
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(str(root))
+        own = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        _write_json(root / PROCESSOR_FILE, {"processor_class": type(self).__name__, **own})
+        released = {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": self.config.patch_px,
+            "temporal_patch_size": 1,
+            "merge_size": self.config.merge,
+            "image_mean": self.config.pixel_mean,
+            "image_std": self.config.pixel_std,
+        }
+        _write_json(root / PREPROCESSOR_FILE, released)
+
+    def _still(self, image: Image.Image) -> Visual:
+        from ov2_core.media.image import upright_rgb
+        from ov2_core.tokenizer.frames import fit_size
+
+        config, still = self.config, upright_rgb(image)
+        block_px = config.patch_px * config.merge
+        size = fit_size(still.width, still.height, area_px=TokenizerConfig().still_area_px, multiple_px=block_px)
+        return show_still(still.resized(*size), patch_px=config.patch_px, merge=config.merge)
+
+    def _file(self, path: str, tokenizer: TokenizerConfig) -> Visual:
+        from ov2_core.tokenize_video import tokenize_image, tokenize_video
+
+        tokenizer = replace(tokenizer, patch_px=self.config.patch_px, merge=self.config.merge)
+        still = tokenizer.mode == "still" or Path(path).suffix.lower() in IMAGE_SUFFIXES
+        tokenized = (tokenize_image if still else tokenize_video)(path, tokenizer)
+        return show_tokenized(tokenized, timestamp_decimal=tokenizer.timestamp_decimal)
+
+    def _turns(
+        self,
+        media: Sequence[Medium],
+        visuals: Sequence[Visual],
+        messages: Sequence[Turn | dict[str, str]] | None,
+        prompt: str | None,
+    ) -> list[Turn]:
+        if messages is not None and prompt is not None:
+            raise ValueError("give messages or a prompt, not both")
+        if prompt is not None:
+            opening = "".join(f"<{visual.kind}>\n" for visual in visuals)
+            return [Message(role="user", content=opening + prompt)]
+        if messages is None and len(media) == 1 and is_sample(media[0]):
+            messages = cast("Any", media[0]).record.messages
+        if not messages:
+            raise ValueError("no text: the sample has no messages and neither messages nor a prompt is given")
+        return [Message.model_validate(turn) if isinstance(turn, dict) else turn for turn in messages]
+
+
+def _joined(parts: Sequence[VisionInputs]) -> dict[str, Any]:
+    """Each field of VisionInputs, one sample after the other; None where no sample has media."""
+    joined: dict[str, Any] = {}
+    for name in (f.name for f in fields(VisionInputs)):
+        given = [getattr(part, name) for part in parts]
+        joined[name] = None if not given else given[0] if len(given) == 1 else torch.cat(given)
+    return joined
+
+
+def _tokenizer_config(given: Recipe) -> TokenizerConfig:
+    return recipe(given).tokenizer if isinstance(given, str) else given
+
+
+def _read_config(root: Path) -> ProcessorConfig:
+    own = _read_json(root / PROCESSOR_FILE)
+    released = _read_json(root / PREPROCESSOR_FILE)
+    vision = _read_json(root / MODEL_FILE).get("vision_config", {})
+    found: dict[str, Any] = {}
+    sources = (
+        (
+            MODEL_FILE,
+            vision,
+            {"patch_px": "patch_size", "merge": "spatial_merge_size", "window_images": "frame_windows_size"},
+        ),
+        (
+            PREPROCESSOR_FILE,
+            released,
+            {"patch_px": "patch_size", "merge": "merge_size", "pixel_mean": "image_mean", "pixel_std": "image_std"},
+        ),
+        (PROCESSOR_FILE, own, {f.name: f.name for f in fields(ProcessorConfig)}),
+    )
+    for name, values, names in sources:
+        for ours, theirs in names.items():
+            if theirs not in values:
+                continue
+            value = tuple(values[theirs]) if isinstance(values[theirs], list) else values[theirs]
+            if found.get(ours, value) != value:
+                raise ValueError(
+                    f"{root / name}: {theirs} is {value}, but {found[ours]} elsewhere in the folder; make them agree"
+                )
+            found[ours] = value
+    return ProcessorConfig(**found)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(loaded).__name__}")
+    return loaded
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
