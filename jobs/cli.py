@@ -229,7 +229,7 @@ def bench_tokenizer(context: typer.Context) -> None:
 
 def main() -> None:
     """Entry point of the command `ov2`."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
 
 

@@ -12,7 +12,9 @@ import errno
 import logging
 import os
 import pickle
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -60,6 +62,8 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
     Raises:
         ValueError: nothing answers at `address`.
     """
+    if address is not None:
+        _check_answers(address)
     if ray.is_initialized():
         yield
         return
@@ -67,13 +71,12 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # they come back through ray.get of the info
     environment = ONE_THREAD | {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
-    if address is not None:
-        _check_answers(address)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": environment},
     }
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=_object_store_bytes(), **options)
@@ -81,6 +84,8 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
             ray.init(address=address, **options)
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
+    if threading.current_thread() is threading.main_thread() and on_term is not None:
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own handler would end the process with a stack trace
     try:
         with _quiet_driver():
             yield

@@ -213,7 +213,7 @@ class TokenizeJob:
                 records.append(decode_record(dict(members)))
                 yield made.key, members
 
-        with _scratch_folder(self.store) as folder:
+        with scratch_folder(self.store) as folder:
             tar = None
             if task.made:
                 try:
@@ -253,8 +253,9 @@ class TokenizeJob:
 
 
 @contextlib.contextmanager
-def _scratch_folder(store: Store) -> Iterator[str]:
-    """On the store's own disk where that is local, so that a finished tar is moved by renaming it."""
+def scratch_folder(store: Store) -> Iterator[str]:
+    """On the store's own disk where that is local, so that a finished tar is moved by renaming it. Its parent stays: another
+    worker may be about to use it."""
     if not store.is_local:
         with tempfile.TemporaryDirectory(prefix="ov2-shard-") as folder:
             yield folder
@@ -265,7 +266,6 @@ def _scratch_folder(store: Store) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        store.remove_empty_dirs(ATTEMPTS_DIR)
 
 
 @dataclass(slots=True)

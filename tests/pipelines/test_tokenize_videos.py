@@ -25,7 +25,7 @@ from pipelines.options import RunOptions
 from pipelines.plan_videos import plan_videos
 from pipelines.progress import Counters
 from pipelines.scheduling import DeadlinePolicy, Verdict
-from pipelines.tokenize_videos import MadeSample, ShardFeed, ShardWritten, WriteTask, tokenize_videos
+from pipelines.tokenize_videos import MadeSample, ShardFeed, ShardWritten, WriteTask, scratch_folder, tokenize_videos
 from schemas.shard import PlannedRow
 
 INLINE = RunOptions(workers=0, progress="off")
@@ -151,6 +151,14 @@ def test_stills_recipe_filters_videos(clip_manifest: Path, tmp_path: Path) -> No
     found = verify_run(store)
     assert found.errors == []
     assert (found.filtered, found.committed) == (6, 0)
+
+
+def test_one_writer_leaves_the_folder_of_another(tmp_path: Path) -> None:
+    with scratch_folder(Store(tmp_path)) as mine:
+        with scratch_folder(Store(tmp_path)) as other:
+            assert mine != other
+        assert not Path(other).exists()
+        assert Path(mine).is_dir()
 
 
 # The feed alone
@@ -300,16 +308,26 @@ def test_driver_killed_three_times_then_resumed_is_byte_identical(
             command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
-    def kill_when(process: subprocess.Popen[bytes], happened: Callable[[], Any]) -> None:
+    def signal_when(
+        process: subprocess.Popen[bytes], happened: Callable[[], Any], number: int = signal.SIGKILL
+    ) -> bytes:
         while not happened():
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
-        process.kill()
-        process.communicate()
+        process.send_signal(number)
+        return process.communicate()[1]
 
-    kill_when(start(), lambda: (run / "plan" / "plan.json").exists())
+    signal_when(start(), lambda: (run / "plan" / "plan.json").exists())
     assert load_plan(Store(run)) is not None
-    kill_when(start(), lambda: list((run / "commits").glob("*.json")))
+    signal_when(start(), lambda: list((run / "commits").glob("*.json")))
+    # The middle commit is taken away, so that the next driver has something to do when it is told to stop.
+    for path in run.glob("*/shard-000001.*"):
+        path.unlink()
+    stale = set(run.glob("attempts/tmp-*"))
+    attempt = start()
+    err = signal_when(attempt, lambda: set(run.glob("attempts/tmp-*")) - stale, signal.SIGTERM)
+    assert attempt.returncode == 130, err
+    assert err.decode().strip().endswith("the same command goes on from here")
     before_index = start(OV2_FAILPOINT="before_index")
     before_index.communicate()
     assert before_index.returncode == -signal.SIGKILL
