@@ -6,7 +6,7 @@ what is printed and what is written cannot differ.
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ def tables_of(report: dict[str, Any]) -> list[TextTable]:
     """All tables of a report."""
     budgets = report["settings"]["budgets"]
     tables = [_summary(report), _cost_summary(report)]
+    shared = _with_peer(report)
+    if 0 < len(shared) < len(report["clips"]):
+        narrowed = {**report, "clips": shared}
+        tables = [table for make in (_summary, _cost_summary) for table in (make(report), _narrowed(make(narrowed)))]
     tables += [_quality(report, budget) for budget in budgets]
     tables += [_cost(report, max(budgets)), _jpeg(report)]
     failures = _failures(report)
@@ -101,6 +105,21 @@ def _cases(report: dict[str, Any], budget: int, policy: str) -> dict[str, dict[s
         for case in clip["cases"]
         if case["budget"] == budget and case["policy"] == policy
     }
+
+
+def _with_peer(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Clips that the peer could do at every budget with as many tokens as uniform frames."""
+    shared = []
+    for clip in report["clips"]:
+        cases = {(c["budget"], c["policy"]): c for c in clip["cases"]}
+        both = [(cases.get((b, "peer")), cases.get((b, "uniform"))) for b in report["settings"]["budgets"]]
+        if all(peer is not None and _comparable(peer, uniform) for peer, uniform in both):
+            shared.append(clip)
+    return shared
+
+
+def _narrowed(table: TextTable) -> TextTable:
+    return replace(table, title=f"{table.title}: only clips that the peer could do", note="As above.")
 
 
 def _summary(report: dict[str, Any]) -> TextTable:

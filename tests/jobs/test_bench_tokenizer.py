@@ -250,6 +250,21 @@ def test_summary_averages_gains_counts_wins_and_leaves_out_unequal_tokens():
     assert row[6] == "2", "the +3 and the exact one"
 
 
+def test_summary_is_repeated_on_the_clips_that_the_peer_could_do():
+    def clip(name, *cases):
+        return {"name": name, "cases": list(cases), "cost": [], "jpeg": []}
+
+    uniform, evidence = synthetic_case("uniform", 20.0), synthetic_case("evidence", 23.0)
+    both = clip("both", uniform, evidence, synthetic_case("peer", 21.0))
+    larger = clip("larger", uniform, synthetic_case("evidence", 40.0), synthetic_case("peer", 50.0, tokens=150))
+    alone = clip("alone", uniform, synthetic_case("evidence", 60.0))
+    tables = tables_of(synthetic_report([both, larger, alone]))
+    whole, narrow = (t for t in tables if t.title.startswith("Evidence and events"))
+    assert {r[0]: (r[2], r[3]) for r in whole.rows}["evidence"] == ("3", "+21.00")
+    rows = {r[0]: (r[2], r[3]) for r in narrow.rows}
+    assert rows == {"uniform": ("1", "+0.00"), "evidence": ("1", "+3.00"), "peer": ("1", "+1.00")}
+
+
 @pytest.mark.slow
 def test_children_measure_in_fresh_processes(rope, tmp_path):
     path, _ = rope
