@@ -60,7 +60,8 @@ Workers = Annotated[
     typer.Option(help="Worker processes, one CPU each; by default all CPUs. 0: in this process, without Ray."),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="A Ray cluster, e.g. auto or ray://host:10001; by default an own one.")
+    str | None,
+    typer.Option(help="A Ray cluster (auto, host:6379) whose nodes have this package; by default an own one."),
 ]
 DeadlineBase = Annotated[
     float, typer.Option(help="Seconds that any video may take, beside 30 x its predicted CPU time.")

@@ -38,7 +38,6 @@ ONE_THREAD = {
     )
 }
 """A worker uses one thread: the pool is the parallelism, and CPU seconds mean what they say."""
-_PASSED_ON = ("OV2_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_")
 _MIN_STORE_BYTES = 256 << 20
 _MAX_STORE_BYTES = 8 << 30
 
@@ -70,18 +69,18 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # they come back through ray.get of the info
-    environment = ONE_THREAD | {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": environment},
-    }
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
-            ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=_object_store_bytes(), **options)
+            with _environment(ONE_THREAD):  # the embedded Ray's processes inherit it, credentials too
+                ray.init(
+                    num_cpus=workers, include_dashboard=False, object_store_memory=_object_store_bytes(), **options
+                )
         else:
-            ray.init(address=address, **options)
+            # Visible in the cluster's job listing: so no credentials go this way, its nodes have their own.
+            passed_on = {name: value for name, value in os.environ.items() if name.startswith("OV2_")}
+            ray.init(address=address, runtime_env={"env_vars": ONE_THREAD | passed_on}, **options)
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
     if threading.current_thread() is threading.main_thread() and on_term is not None:
@@ -91,6 +90,20 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
