@@ -175,9 +175,10 @@ class LlavaOnevision2Config(PreTrainedConfig):
                 fields[key].update(value)
             else:
                 fields[key] = value
-        hidden_size = fields["text_config"]["hidden_size"] if isinstance(fields["text_config"], dict) else None
-        if hidden_size is not None and isinstance(fields["vision_config"], dict):
-            fields["vision_config"].setdefault("out_hidden_size", hidden_size)
+        if isinstance(text := fields["text_config"], dict):
+            for token in ("bos_token_id", "eos_token_id"):
+                if text[token] is not None and text[token] >= text["vocab_size"]:
+                    text[token] = None
         return cls(**fields)
 
 

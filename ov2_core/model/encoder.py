@@ -134,20 +134,34 @@ class EncoderLayers(nn.Module):
 class OneVisionEncoder(nn.Module):
     """Encoder and connector: `model.visual` of the full model, with the names of its state dict."""
 
-    def __init__(self, config: OneVisionEncoderConfig) -> None:
+    def __init__(self, config: OneVisionEncoderConfig, *, with_merger: bool = True) -> None:
+        """
+        Args:
+            with_merger: False for the standalone encoder, which has `encode` alone.
+        """
         super().__init__()
         self.config = config
         self.embeddings = PatchEmbeddings(config)
         self.layernorm_pre = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = EncoderLayers(config)
-        self.merger = PatchMerger(config)
+        self.merger = PatchMerger(config) if with_merger else None
         self.attention_backend: AttentionBackend = "auto"
         self.chunk_patches: int | None = None
         """Fewest patches of a chunk in inference; None: by device. Results do not depend on it beyond rounding."""
 
     def forward(self, pixel_values: Tensor, patch_positions: Tensor, group_lengths: Iterable[int]) -> Tensor:
         """Tokens behind the connector, `[K, E]` in the order of the blocks. Arguments and errors as `encode`."""
-        tokens: Tensor = self.merger(self.encode(pixel_values, patch_positions, group_lengths))
+        return self.merge(self.encode(pixel_values, patch_positions, group_lengths))
+
+    def merge(self, hidden_NC: Tensor) -> Tensor:
+        """Outputs of `encode` through the connector, `[K, E]`.
+
+        Raises:
+            ValueError: the encoder has no connector.
+        """
+        if self.merger is None:
+            raise ValueError("this is a standalone encoder without a connector; take `encode`, or load a merged model")
+        tokens: Tensor = self.merger(hidden_NC.to(self.merger.ln_q.weight.dtype))
         return tokens
 
     def encode(self, pixel_values: Tensor, patch_positions: Tensor, group_lengths: Iterable[int]) -> Tensor:

@@ -135,7 +135,7 @@ class LlavaOnevision2Model(LlavaOnevision2PreTrainedModel):
                 patch_group_lengths=patch_group_lengths,
             )
         elif visual_features is not None:
-            visual_tokens = self.visual.merger(visual_features.to(self.visual.merger.ln_q.weight))
+            visual_tokens = self.visual.merge(visual_features)
         if visual_tokens is not None or _is_prefill(past_key_values):
             input_ids, inputs_embeds = self._with_visual(input_ids, inputs_embeds, visual_tokens)
         if past_key_values is None and _is_packed(position_ids, attention_mask):
