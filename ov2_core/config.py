@@ -112,6 +112,8 @@ class TokenizerConfig:
     merge: int = 2
     max_candidates: int = 96
     """Frames of a group whose pixels are kept while it is open; bounds memory for long groups."""
+    saliency_candidates_per_canvas: int = 8
+    """The same for policy "saliency", per canvas: choosing among fewer frames keeps the blocks of one event together."""
     jpeg_quality: int = 95
     jpeg_subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0"
     max_source_px: int = 8192 * 8192
@@ -140,6 +142,8 @@ class TokenizerConfig:
             raise ValueError(
                 f"max_candidates must be >= groups.min_frames ({self.groups.min_frames}), got {self.max_candidates}"
             )
+        if self.saliency_candidates_per_canvas < 1:
+            raise ValueError(f"saliency_candidates_per_canvas must be >= 1, got {self.saliency_candidates_per_canvas}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality must be in 1..100, got {self.jpeg_quality}")
         if not 0 <= self.timestamp_decimal <= 6:
@@ -149,6 +153,14 @@ class TokenizerConfig:
     def block_px(self) -> int:
         """Side of a merged block: patch_px * merge."""
         return self.patch_px * self.merge
+
+    @property
+    def candidates_per_group(self) -> int:
+        """Most frames of a group that blocks are chosen from, its first included."""
+        if self.policy == "evidence":
+            return self.max_candidates
+        sampled = self.saliency_candidates_per_canvas * self.groups.canvases_per_group
+        return min(self.max_candidates, max(sampled, self.groups.min_frames))
 
     @property
     def token_budget(self) -> int:

@@ -184,7 +184,8 @@ def _describe(
     last_seconds = max(packets.duration[-1] * time_base, 0.0)
     if not 0 < last_seconds < 10:
         last_seconds = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
-    if _is_truncated(container, stream, packets, float(seconds[-1]) + last_seconds):
+    end_on_its_clock = 0.0 if pts is None else float(pts[-1]) * time_base
+    if _is_truncated(container, stream, packets, max(float(seconds[-1]), end_on_its_clock) + last_seconds):
         flags.append("truncated")
 
     inside = np.ones(len(seconds), bool)

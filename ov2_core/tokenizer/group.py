@@ -1,6 +1,6 @@
 """An open group: takes the signals of its frames one by one, in bounded memory, and at its end says which blocks are shown.
 
-The number of frames is known from the partition. At most `max_candidates` of them stay candidates: the first (the I-canvas)
+The number of frames is known from the partition. At most `candidates_per_group` of them stay candidates: the first (the I-canvas)
 and one in each of equal slots, the most active of its slot. A group that is short enough keeps every frame. The caller
 hands over any object that stands for a frame's pixels; those of frames that fell out are let go.
 """
@@ -57,7 +57,7 @@ class OpenGroup:
         self._num_blocks = num_blocks
         self._fps = fps
         self._config = config
-        self._num_slots = min(num_frames, config.max_candidates)
+        self._num_slots = min(num_frames, config.candidates_per_group)
         self._slots: list[_Slot] = []
         self._pushed = 0
 

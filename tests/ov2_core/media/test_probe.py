@@ -32,6 +32,7 @@ def test_probe_promises_the_frames_that_decode(tmp_path, name):
     assert probe.frame_bytes_T.min() > 0
     assert (np.diff(probe.seconds_T) > 0).all()
     assert probe.record().num_frames == probe.num_frames
+    assert ("truncated" in probe.flags) == (clip.flag == "truncated"), probe.flags
 
 
 def test_probe_anchor_distances_follow_the_picture_types(tmp_path):
