@@ -3,6 +3,7 @@
 Enters: recipe, config, manifest. Leaves: a RunRecord, or a ValueError that names every field in which two differ.
 """
 
+import ast
 import functools
 import hashlib
 import time
@@ -21,23 +22,52 @@ from schemas.shard import PlanRecord
 RUN_JSON = "run.json"
 LIBRARIES = ("av", "numpy", "numba", "pillow")
 """Those whose version may change a shard's bytes."""
-_NO_SHARD_BYTES = ("report", "evals", "model", "train")
-"""Packages of ov2_core that decide no byte of a token shard."""
+ROOTS = ("ov2_core.make_sample", "ov2_core.storage.commit")
+"""Modules from which every byte of a token shard comes."""
+_PACKAGES = {"schemas": schemas, "ov2_core": ov2_core}
 
 
 @functools.cache
 def code_version() -> str:
-    """Package version + digest of the sources that decide shard bytes."""
+    """Package version + digest of the sources that decide shard bytes: those that ROOTS import, directly or not.
+
+    Other packages of ov2_core (report, model, ...) may change without a run being refused for it.
+    """
     digest = hashlib.sha256()
-    for package in (schemas, ov2_core):
-        root = Path(next(iter(package.__path__)))
-        for path in sorted(root.rglob("*.py")):
-            place = path.relative_to(root)
-            if package is ov2_core and place.parts[0] in _NO_SHARD_BYTES:
-                continue
-            digest.update(f"{package.__name__}/{place.as_posix()}\0".encode())
-            digest.update(path.read_bytes() + b"\0")
+    for name, path in sorted(source_closure(ROOTS).items()):
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return f"{metadata.version('ov2-pipeline')}+{digest.hexdigest()[:12]}"
+
+
+def source_closure(roots: tuple[str, ...]) -> dict[str, Path]:
+    """{module: file} of the roots and all that they import of schemas and ov2_core, read from the sources alone."""
+    found: dict[str, Path] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        path = _source_of(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        parents = name.split(".")
+        waiting += [".".join(parents[:length]) for length in range(1, len(parents))]
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def _source_of(module: str) -> Path | None:
+    package, *rest = module.split(".")
+    if package not in _PACKAGES:
+        return None
+    path = Path(next(iter(_PACKAGES[package].__path__))).joinpath(*rest)
+    for candidate in (path / "__init__.py", path.with_suffix(".py")):
+        if candidate.is_file():
+            return candidate
+    return None
 
 
 def library_versions() -> dict[str, str]:

@@ -82,7 +82,9 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
             passed_on = {name: value for name, value in os.environ.items() if name.startswith("OV2_")}
             ray.init(address=address, runtime_env={"env_vars": ONE_THREAD | passed_on}, **options)
     except ConnectionError as error:
-        raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
+        raise ValueError(
+            f"cannot join the Ray cluster at {address!r}: {error}; where its nodes set RAY_AUTH_MODE, set the same here"
+        ) from error
     if threading.current_thread() is threading.main_thread() and on_term is not None:
         signal.signal(signal.SIGTERM, on_term)  # Ray's own handler would end the process with a stack trace
     try:

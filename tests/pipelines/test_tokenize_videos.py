@@ -329,8 +329,8 @@ def test_driver_killed_three_times_then_resumed_is_byte_identical(
     assert attempt.returncode == 130, err
     assert err.decode().strip().endswith("the same command goes on from here")
     before_index = start(OV2_FAILPOINT="before_index")
-    before_index.communicate()
-    assert before_index.returncode == -signal.SIGKILL
+    err = before_index.communicate()[1]
+    assert before_index.returncode == -signal.SIGKILL, err
     assert not (run / ".nv-meta" / ".info.json").exists()
 
     last = start()

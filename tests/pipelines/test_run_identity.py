@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+
+from ov2_core.config import recipe, with_overrides
+from ov2_core.storage.files import Store
+from pipelines.run_identity import ROOTS, check_same_run, claim_run, make_run_record, source_closure
+
+
+def test_closure_holds_all_modules_that_making_a_sample_loads() -> None:
+    code = f"import sys, {', '.join(ROOTS)}; print(*[m for m in sys.modules if m.split('.')[0] in ('schemas', 'ov2_core')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ov2_core.tokenizer.canvas" in loaded
+    assert set(loaded) <= source_closure(ROOTS).keys()
+
+
+def test_closure_leaves_out_what_makes_no_shard() -> None:
+    closure = source_closure(ROOTS)
+    assert not [name for name in closure if name.startswith(("ov2_core.report", "ov2_core.model", "ov2_core.train"))]
+
+
+def test_second_claim_of_the_same_run_passes_and_of_another_is_refused(tmp_path: object) -> None:
+    store = Store(str(tmp_path))
+    record = make_run_record(recipe("codec-32"), manifest_uri="m.jsonl", manifest_digest="d")
+    claim_run(store, record)
+    claim_run(store, record.model_copy(update={"created_unix_seconds": 5.0, "manifest_uri": "/elsewhere/m.jsonl"}))
+    other = make_run_record(
+        with_overrides(recipe("codec-32"), {"groups.spike_ratio": "5"}), manifest_uri="m.jsonl", manifest_digest="d"
+    )
+    with pytest.raises(ValueError, match=r"config\.tokenizer\.groups\.spike_ratio: 4\.0 there, 5\.0 here"):
+        claim_run(store, other)
+
+
+def test_other_library_version_is_named() -> None:
+    record = make_run_record(recipe("codec-32"), manifest_uri="m", manifest_digest="d")
+    newer = record.model_copy(update={"library_versions": {**record.library_versions, "av": "99"}})
+    with pytest.raises(ValueError, match=r"library_versions\.av: .* there, '99' here"):
+        check_same_run(record, newer, where="RUN")
