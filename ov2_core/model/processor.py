@@ -25,8 +25,18 @@ from PIL import Image
 from torch import Tensor
 
 from ov2_core.config import TokenizerConfig, recipe
+from ov2_core.errors import BadItemError
 from ov2_core.model.attention import group_lengths
-from ov2_core.model.chatml import DEFAULT_SYSTEM, IGNORE_INDEX, IMAGE_PAD, TextEncoder, Turn, lay_out
+from ov2_core.model.chatml import (
+    DEFAULT_SYSTEM,
+    IGNORE_INDEX,
+    IMAGE_PAD,
+    VISION_END,
+    VISION_START,
+    TextEncoder,
+    Turn,
+    lay_out,
+)
 from ov2_core.model.patches import PIXEL_MEAN, PIXEL_STD, patchify, to_block_order
 from ov2_core.model.visual import Visual, is_sample, show_sample, show_still, show_tokenized
 from ov2_core.tokenized import TokenizedVideo
@@ -171,6 +181,17 @@ class LlavaOnevision2Processor:
         """The tokenizer's padding id; <|im_end|> where it has none (masked anyway)."""
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self._text.special_ids["<|im_end|>"])
+
+    def token_ids(self) -> dict[str, int]:
+        """The ids that a model's config.json must say for this tokenizer."""
+        names = {
+            "image_token_id": IMAGE_PAD,
+            "video_token_id": "<|video_pad|>",
+            "vision_start_token_id": VISION_START,
+            "vision_end_token_id": VISION_END,
+        }
+        found = {name: self.tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+        return {name: int(token_id) for name, token_id in found.items() if token_id is not None}
 
     def __call__(
         self,
@@ -398,7 +419,10 @@ class LlavaOnevision2Processor:
 
         tokenizer = replace(tokenizer, patch_px=self.config.patch_px, merge=self.config.merge)
         still = tokenizer.mode == "still" or Path(path).suffix.lower() in IMAGE_SUFFIXES
-        tokenized = (tokenize_image if still else tokenize_video)(path, tokenizer)
+        try:
+            tokenized = (tokenize_image if still else tokenize_video)(path, tokenizer)
+        except BadItemError as error:
+            raise BadItemError(error.reason, f"{path}: {error}", stage=error.stage) from error
         return show_tokenized(tokenized, timestamp_decimal=tokenizer.timestamp_decimal)
 
     def _turns(

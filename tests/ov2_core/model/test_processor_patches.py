@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from ov2_core.model.patches import (  # noqa: E402
+import torch
+
+from ov2_core.model.patches import (
     PIXEL_MEAN,
     PIXEL_STD,
     cut_patches,
