@@ -41,6 +41,10 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
         device: Annotated[
             str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU where there is one.")
         ] = None,
+        dtype: Annotated[
+            Literal["auto", "bfloat16", "float16", "float32"],
+            typer.Option(help="Of the weights; auto: bfloat16 on a GPU, float32 on a CPU."),
+        ] = "auto",
         show_times: Annotated[
             bool, typer.Option("--show-times", help="List the source times that the model sees.")
         ] = False,
@@ -51,9 +55,9 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
                 raise ValueError("nothing to ask about: give --video or --image")
             overrides = _overrides(set_ or [])
             _need_torch()
-            from ov2_core.generate import load
+            from ov2_core.generate import DTYPES, load
 
-            chat = load(model, device=device)
+            chat = load(model, device=device, dtype=DTYPES.get(dtype))
             began = time.perf_counter()
             question = chat.prepare(prompt, video=video, image=image, input=input, budget=budget, overrides=overrides)
             prepared_seconds = time.perf_counter() - began
@@ -79,13 +83,12 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
         """Make a whole model of an encoder and a language model. A connector that no folder gives is random: train it."""
         with errors():
             _need_torch()
-            import torch
-
+            from ov2_core.generate import DTYPES
             from ov2_core.model.merge import merge_checkpoints
             from ov2_core.model.processor import LlavaOnevision2Processor
             from ov2_core.model.weights import read_config
 
-            report = merge_checkpoints(encoder, llm, out, dtype=getattr(torch, dtype), connector_seed=connector_seed)
+            report = merge_checkpoints(encoder, llm, out, dtype=DTYPES[dtype], connector_seed=connector_seed)
             print("\n".join(report.lines()))
             if (out / "tokenizer_config.json").is_file() or (out / "tokenizer.json").is_file():
                 processor, config = LlavaOnevision2Processor.from_pretrained(out), read_config(out)

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 InputMode = Literal["codec", "frames", "stills"]
 INPUT_MODES: tuple[InputMode, ...] = ("codec", "frames", "stills")
-_STREAM_END = "<|endoftext|>"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,5 +239,5 @@ def _recipe_name(input: str, budget: int) -> str:
 
 def _end_ids(tokenizer: Any) -> list[int]:
     """<|im_end|>, and the tokenizer's end of text where it has one."""
-    found = (tokenizer.convert_tokens_to_ids(token) for token in (IM_END, _STREAM_END))
+    found = (tokenizer.convert_tokens_to_ids(token) for token in (IM_END, _END_OF_TEXT))
     return [int(token_id) for token_id in found if token_id is not None]
