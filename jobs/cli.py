@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs import doctor as doctor_checks
+from jobs.model_commands import add_model_commands
 from jobs.summary import plan_text, tokenize_text, verify_text
 from ov2_core.config import RunConfig, with_overrides
 from ov2_core.config import recipe as named_recipe
@@ -330,6 +331,8 @@ def _errors() -> Iterator[None]:
         print(f"ov2: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
 
+
+add_model_commands(app, _errors)
 
 if __name__ == "__main__":
     main()
