@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ov2_core.model.attention import AttentionBackend, GroupLayout, grouped_attention
 from ov2_core.model.config import OneVisionEncoderConfig
 from ov2_core.model.connector import PatchMerger
-from ov2_core.model.rope3d import apply_rope, apply_rope_, rope_table
+from ov2_core.model.rope3d import rope_table, rotate_qk_
 
 CHUNK_PATCHES = {"cpu": 3_072, "cuda": 65_536}
 """Inference: fewest patches of a chunk of groups; other devices as cuda. On a CPU 4 canvases at 392 x 392 are a chunk."""
@@ -71,9 +71,8 @@ class EncoderAttention(nn.Module):
 
     def forward(self, x_NC: Tensor, context: LayerContext) -> Tensor:
         qkv = self.qkv(x_NC).view(-1, 3, self.num_heads, self.head_dim)
-        rotate = apply_rope_ if context.in_place else apply_rope
-        q, k = rotate(qkv[:, :2], context.rope).unbind(1)
-        attended = grouped_attention(q, k, qkv[:, 2], context.groups, backend=context.backend)
+        q, k, v = rotate_qk_(qkv, context.rope).unbind(1)
+        attended = grouped_attention(q, k, v, context.groups, backend=context.backend)
         projected: Tensor = self.proj(attended.flatten(1))
         return projected
 
