@@ -33,6 +33,10 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
             typer.Option(help="How a video is shown: canvases, uniform frames, or uniform frames without times."),
         ] = "codec",
         budget: Annotated[int, typer.Option(help="Canvases or frames.", min=1)] = 32,
+        attend: Annotated[
+            Literal["group", "image"],
+            typer.Option(help="What the encoder attends over: a group of canvases, or each image alone."),
+        ] = "group",
         set_: Annotated[
             list[str] | None, typer.Option("--set", help="Override a recipe field, e.g. policy=evidence. Repeatable.")
         ] = None,
@@ -59,7 +63,9 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
 
             chat = load(model, device=device, dtype=DTYPES.get(dtype))
             began = time.perf_counter()
-            question = chat.prepare(prompt, video=video, image=image, input=input, budget=budget, overrides=overrides)
+            question = chat.prepare(
+                prompt, video=video, image=image, input=input, budget=budget, attend=attend, overrides=overrides
+            )
             prepared_seconds = time.perf_counter() - began
             print(f"{question.timeline()}; prepared in {prepared_seconds:.1f} s", file=sys.stderr)
             if show_times:

@@ -14,8 +14,9 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
@@ -24,13 +25,13 @@ from ov2_core.config import recipe, with_overrides
 from ov2_core.model.chatml import IM_END, VisionRuns, format_seconds
 from ov2_core.model.onevision import LlavaOnevision2ForConditionalGeneration
 from ov2_core.model.processor import Batch, LlavaOnevision2Processor, Medium
-from ov2_core.model.visual import Visual, split_stills
+from ov2_core.model.visual import Visual, attend_alone, split_stills
 from ov2_core.model.weights import load_model
 
 log = logging.getLogger(__name__)
 
 InputMode = Literal["codec", "frames", "stills"]
-INPUT_MODES: tuple[InputMode, ...] = ("codec", "frames", "stills")
+Attend = Literal["group", "image"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -49,7 +50,7 @@ class Question:
         return sum(visual.num_tokens for visual in self.visuals)
 
     def timeline(self) -> str:
-        """A line for each visual: its images, tokens, and first and last source time."""
+        """A line for each visual (like ones together): its images, tokens, and first and last source time."""
         lines = []
         for visual, runs in zip(self.visuals, self.runs, strict=True):
             line = f"{visual.kind}: {visual.num_images} images, {visual.num_tokens} tokens"
@@ -58,7 +59,8 @@ class Question:
                 first, last = (format_seconds(seconds, runs.timestamp_decimal) for seconds in (times[0], max(times)))
                 line += f", {len(times)} source times {first} .. {last}"
             lines.append(line)
-        return "\n".join(lines)
+        alike = [(line, len(list(same))) for line, same in groupby(lines)]
+        return "\n".join(line if count == 1 else f"{count} x {line}" for line, count in alike)
 
     def times(self) -> str:
         """A line for each run: its source time and its tokens."""
@@ -118,6 +120,7 @@ class OneVisionChat:
         image: Medium = None,
         input: InputMode = "codec",
         budget: int = 32,
+        attend: Attend = "group",
         overrides: Mapping[str, str] | None = None,
     ) -> Question:
         """Opens the media and lays the question out.
@@ -127,6 +130,7 @@ class OneVisionChat:
             image: a path, a PIL image or uint8 [H, W, 3]; a list asks about several. Stills come before videos.
             input: "codec" (canvases), "frames" (uniform frames) or "stills" (uniform frames without times, each on its own).
             budget: canvases or frames of a video.
+            attend: "group": the encoder attends inside each group of canvases; "image": inside each image alone.
             overrides: fields of the recipe, as the command line's --set: {"policy": "evidence"}.
 
         Raises:
@@ -138,6 +142,10 @@ class OneVisionChat:
         for medium in _several(video):
             visual = self.processor.show(medium, recipe=tokenizer)
             visuals.extend(split_stills(visual) if input == "stills" and visual.kind == "video" else [visual])
+        if attend not in get_args(Attend):
+            raise ValueError(f"attend must be one of {', '.join(get_args(Attend))}, got {attend!r}")
+        if attend == "image":
+            visuals = [attend_alone(visual) for visual in visuals]
         batch = self.processor(visuals, prompt=prompt, for_generation=True)
         return Question(batch=batch, visuals=tuple(visuals), runs=tuple(visual.runs() for visual in visuals))
 
@@ -232,8 +240,8 @@ def _several(media: Medium | Sequence[Medium] | None) -> list[Medium]:
 
 
 def _recipe_name(input: str, budget: int) -> str:
-    if input not in INPUT_MODES:
-        raise ValueError(f"input must be one of {', '.join(INPUT_MODES)}, got {input!r}")
+    if input not in get_args(InputMode):
+        raise ValueError(f"input must be one of {', '.join(get_args(InputMode))}, got {input!r}")
     return f"codec-{budget}" if input == "codec" else f"uniform-{budget}"
 
 

@@ -8,7 +8,7 @@ Shapes: N images, P patches of an image in raster order, K merged tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
@@ -231,6 +231,11 @@ def split_stills(visual: Visual) -> list[Visual]:
             )
         stills.append(show_still(visual.image(index), patch_px=visual.patch_px, merge=visual.merge))
     return stills
+
+
+def attend_alone(visual: Visual) -> Visual:
+    """The same with each image a group of its own: a grid row of one canvas each, as image lists reach released readers."""
+    return replace(visual, group_images=(1,) * visual.num_images)
 
 
 def is_sample(value: Any) -> "TypeGuard[StoredSample]":

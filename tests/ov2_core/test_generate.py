@@ -74,6 +74,20 @@ def test_what_the_model_is_shown_changes_what_it_computes(chat: OneVisionChat) -
     assert not torch.allclose(logits[0], logits[1])
 
 
+def test_a_batch_computes_what_its_samples_compute(chat: OneVisionChat, clip: Path) -> None:
+    processor = chat.processor
+    samples = [
+        processor.encode(str(clip), prompt="What happens?", recipe="codec-4"),
+        processor.encode(np.full((28, 56, 3), 99, np.uint8), prompt="?"),
+        processor.encode(str(clip), prompt="And when?", recipe="uniform-5"),
+    ]
+    with torch.no_grad():
+        together = chat.model(**processor.collate(samples)).logits
+        for row, sample in enumerate(samples):
+            alone = chat.model(**processor.collate([sample])).logits[0]
+            torch.testing.assert_close(together[row, : sample.num_tokens], alone, rtol=0, atol=1e-5)
+
+
 def test_leaving_a_stream_early_stops_the_model(chat: OneVisionChat, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     space = byte_tokenizer()(" ").input_ids[0]
@@ -103,6 +117,8 @@ def test_errors_of_the_model_reach_the_caller(chat: OneVisionChat, monkeypatch: 
 def test_questions_that_cannot_be_asked_are_refused(chat: OneVisionChat, clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="input must be one of codec, frames, stills"):
         chat.prepare("?", video=clip, input="pixels")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="attend must be one of group, image"):
+        chat.prepare("?", video=clip, attend="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="exceeds the model's context"):
         chat.ask("?", video=clip, budget=4, max_new_tokens=1 << 20)
     with pytest.raises(ValueError, match="max_new_tokens must be >= 1"):

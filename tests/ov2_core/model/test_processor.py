@@ -24,7 +24,7 @@ from ov2_core.model.byte_tokenizer import SPECIAL_IDS, byte_tokenizer
 from ov2_core.model.chatml import IGNORE_INDEX, parse_ticks
 from ov2_core.model.patches import PIXEL_MEAN, PIXEL_STD, patchify
 from ov2_core.model.processor import EncodedSample, LlavaOnevision2Processor, ProcessorConfig
-from ov2_core.model.visual import join_groups, show_frames, show_still, show_tokenized, split_stills
+from ov2_core.model.visual import attend_alone, join_groups, show_frames, show_still, show_tokenized, split_stills
 from ov2_core.storage.reader import StoredSample
 from ov2_core.storage.writer import encode_sample
 from ov2_core.tokenize_video import tokenize_video
@@ -181,6 +181,15 @@ def test_groups_wider_than_the_window_are_told_to_the_model(processor: Any, code
     assert LlavaOnevision2Processor(byte_tokenizer(), ProcessorConfig(window_images=8))(
         wide, prompt="?"
     ).windows_are_groups
+
+
+def test_images_may_attend_alone(processor: Any, codec: TokenizedVideo) -> None:
+    visual = show_tokenized(codec)
+    alone, grouped = (processor(v, prompt="?") for v in (attend_alone(visual), visual))
+    assert alone.windows_are_groups
+    assert alone.image_grid_thw.tolist() == [[1, 8, 10]] * 8
+    for name in ("input_ids", "pixel_values", "patch_positions"):
+        assert torch.equal(alone[name], grouped[name])
 
 
 def test_frames_with_ticks_are_a_video(processor: Any) -> None:

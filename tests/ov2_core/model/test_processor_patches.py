@@ -1,5 +1,7 @@
 """Patches and positions in block order, against loops and against the released image processor's own code in transformers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -123,3 +125,13 @@ def test_merged_times_refuse_padding_and_mixed_blocks() -> None:
         merged_times(positions, rows=2, columns=4, merge=2)
     with pytest.raises(ValueError, match="t < 0"):
         merged_times(np.full((1, 4, 3), -1, np.int32), rows=2, columns=2, merge=2)
+
+
+def test_block_order_is_that_of_the_golden_model() -> None:
+    from safetensors import safe_open
+
+    file = Path(__file__).parents[2] / "assets" / "golden" / "onevision2_tiny.safetensors"
+    with safe_open(file, framework="np") as tensors:
+        raster = tensors.get_tensor("in.patch_positions_raster").reshape(10, 24, 3)
+        want = tensors.get_tensor("in.patch_positions_block_order")
+    assert np.array_equal(to_block_order(raster, rows=4, columns=6, merge=2).reshape(-1, 3), want)
