@@ -11,6 +11,7 @@ Shape letters: H x W pixels of a frame as stored.
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -71,6 +72,23 @@ class Canary:
     """Row and column of the block in its frame, in blocks of 28 px at canvas size."""
 
 
+@contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """Gives the thread its scheduling class back: under root SVT-AV1 makes its caller a real-time thread for good.
+
+    All threads started later would inherit that, and two of them that spin on a barrier freeze a machine of two cores.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)
+
+
 def write_clip(
     path: str | Path,
     frames: Iterable[RGB],
@@ -108,7 +126,7 @@ def write_clip(
     if container in ("mp4", "mov") or (container is None and Path(path).suffix in (".mp4", ".mov")):
         muxer_options["movflags"] = "+faststart" if faststart else "-faststart"
     count = 0
-    with av.open(str(path), "w", format=container, options=muxer_options) as output:
+    with _scheduling_kept(), av.open(str(path), "w", format=container, options=muxer_options) as output:
         stream: Any = None
         for index, rgb in enumerate(frames):
             if stream is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 
 import av
 import numpy as np
@@ -156,3 +157,11 @@ def test_canary_refuses_numbers_beyond_its_bits():
 def test_write_clip_refuses_no_frames(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         write_clip(tmp_path / "clip.mp4", [], fps=30)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux only")
+def test_write_clip_leaves_the_threads_scheduling_alone(tmp_path):
+    """SVT-AV1 under root turns its caller into a real-time thread, which froze a test run once."""
+    before = os.sched_getscheduler(0)
+    write_clip(tmp_path / "a.mkv", [np.zeros((64, 64, 3), np.uint8)] * 4, fps=10, codec="libsvtav1")
+    assert os.sched_getscheduler(0) == before
