@@ -1,8 +1,8 @@
 """`ov2 bench encoder`: patches a second, TFLOP/s and the share of the machine's own matrix product, by length of group.
 
-Enters: options. Leaves: a table, JSON, a section of docs/benchmarks.md between its own markers. Design: every case runs in a process
-of its own, so that what it leaves in memory touches no other; peak and encoder are measured in turns (ov2_core/model/measure.py),
-and medians are told with the least and the most.
+Enters: options. Leaves: a table, JSON, a section of docs/benchmarks.md between its own markers. Design: every case runs in a
+process of its own, so that what it leaves in memory touches no other; peak and encoder are measured in turns
+(ov2_core/model/measure.py), and medians are told with the least and the most.
 """
 
 import argparse
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kind", default="inference", choices=("inference", "training"), help="forward, or with backward"
     )
+    parser.add_argument("--peak-sides", default="2048,4096", help="square products that the peak is measured with")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--markdown", type=Path, help="replace the encoder's section of this file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -94,7 +95,7 @@ def _cases(options: argparse.Namespace) -> list[tuple[int, int]]:
 
 def _in_child(options: argparse.Namespace, canvases: int, window: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "jobs.bench_encoder", "--child", f"--canvases={canvases}", f"--window={window}"]
-    for name in ("size_px", "layers", "repeats", "device", "dtype", "threads", "kind"):
+    for name in ("size_px", "layers", "repeats", "device", "dtype", "threads", "kind", "peak_sides"):
         value = getattr(options, name)
         command += [] if value is None else [f"--{name.replace('_', '-')}={value}"]
     root = Path(__file__).resolve().parent.parent
@@ -119,7 +120,12 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.kind == "inference":
         encoder.eval().requires_grad_(False)
     timing = measure_encoder(
-        encoder, [[options.canvases, side, side]], window=options.window, repeats=options.repeats, kind=options.kind
+        encoder,
+        [[options.canvases, side, side]],
+        window=options.window,
+        repeats=options.repeats,
+        kind=options.kind,
+        peak_sides=[int(text) for text in options.peak_sides.split(",")],
     )
     return {
         "canvases": options.canvases,

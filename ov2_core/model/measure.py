@@ -1,8 +1,8 @@
 """How fast the encoder is on this machine, held against the machine's own matrix product in the same minute.
 
 Enters: a config, a grid, a device. Leaves: seconds, rates and bytes. A rate is worth something only beside the peak of its moment:
-peak and encoder are measured in turns, and the share is taken within a turn. Floating-point operations are those of the matrix products
-and of attention inside groups (2 a multiply-add); norms, GELU and rotation count as nothing.
+peak and encoder are measured in turns, and the share is taken within a turn. Floating-point operations are those of the matrix
+products and of attention inside groups (2 a multiply-add); norms, GELU and rotation count as nothing.
 """
 
 import time
@@ -20,8 +20,8 @@ from ov2_core.model.patch_order import grid_positions
 
 Pass = Literal["inference", "training"]
 
-PEAK_SHAPES = ((2048, 2048, 2048), (4096, 4096, 4096))
-"""(rows, inner, columns) of the products whose best rate is the machine's peak, besides the encoder's own."""
+PEAK_SIDES = (2048, 4096)
+"""Square products whose best rate is the machine's peak, besides the encoder's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +70,9 @@ def activation_bytes(config: OneVisionEncoderConfig, num_patches: int, *, itemsi
 
 
 def measure_peak(
-    device: torch.device, dtype: torch.dtype, *, shapes: Sequence[tuple[int, int, int]] = PEAK_SHAPES, repeats: int = 3
+    device: torch.device, dtype: torch.dtype, *, shapes: Sequence[tuple[int, int, int]], repeats: int = 3
 ) -> float:
-    """Best rate of a matrix product over shapes and repeats, in operations a second."""
+    """Best rate of a matrix product over shapes (rows, inner, columns) and repeats, in operations a second."""
     best = 0.0
     for rows, inner, columns in shapes:
         a = torch.randn(rows, inner, device=device, dtype=dtype)
@@ -91,7 +91,7 @@ def measure_encoder(
     window: int,
     repeats: int,
     kind: Pass = "inference",
-    on_turn: Callable[[Turn], None] = lambda turn: None,
+    peak_sides: Sequence[int] = PEAK_SIDES,
 ) -> EncoderTiming:
     """Times passes over random pixels, peak and encoder in turns.
 
@@ -117,7 +117,7 @@ def measure_encoder(
             encoder.zero_grad(set_to_none=True)
 
     own = (min(groups.max_length, 4096), config.hidden_size, config.intermediate_size)
-    shapes = (*PEAK_SHAPES, own, (own[0], own[2], own[1]))
+    shapes = (*((side, side, side) for side in peak_sides), own, (own[0], own[2], own[1]))
     _warm_up(encoder, config)
     turns = []
     for _ in range(repeats):
@@ -128,7 +128,6 @@ def measure_encoder(
         after = measure_peak(weight.device, weight.dtype, shapes=shapes)
         memory = None if held is None or most is None else most - held
         turns.append(Turn(peak_flops=max(before, after), seconds=seconds, memory_bytes=memory))
-        on_turn(turns[-1])
     return EncoderTiming(
         lengths=groups.lengths,
         num_patches=groups.num_patches,

@@ -74,6 +74,11 @@ def merge_checkpoints(
     out = Path(out_dir)
     if out.exists() and any(out.glob("*.safetensors*")):
         raise ValueError(f"{out} already holds weights; give an empty folder")
+    encoder_entries, llm_entries = read_entries(encoder_dir), read_entries(llm_dir)
+    if layout_of(encoder_entries) == "llm":
+        raise ValueError(f"{encoder_dir} holds a language model alone; no encoder")
+    if layout_of(llm_entries) == "encoder":
+        raise ValueError(f"{llm_dir} holds an encoder alone; no language model")
     llm_fields = read_json(Path(llm_dir) / "config.json")
     text_fields = llm_fields.get("text_config", llm_fields)
     tied = bool(llm_fields.get("tie_word_embeddings", text_fields.get("tie_word_embeddings", False)))
@@ -85,7 +90,7 @@ def merge_checkpoints(
     with torch.device("meta"):
         model = LlavaOnevision2ForConditionalGeneration(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    sources = _merge_sources(encoder_dir, llm_dir, wanted, vision, connector_seed)
+    sources = _merge_sources(encoder_entries, llm_entries, wanted, vision, connector_seed)
     for name in tied_names(model):
         del wanted[name]
         sources.pop(name, None)
@@ -114,30 +119,26 @@ class _Source:
 
 
 def _merge_sources(
-    encoder_dir: str | os.PathLike[str],
-    llm_dir: str | os.PathLike[str],
+    encoder: Mapping[str, TensorEntry],
+    llm: Mapping[str, TensorEntry],
     wanted: Mapping[str, Shape],
     vision: OneVisionEncoderConfig,
     seed: int,
 ) -> dict[str, _Source]:
-    encoder, llm = read_entries(encoder_dir), read_entries(llm_dir)
-    encoder_layout, llm_layout = layout_of(encoder), layout_of(llm)
-    if encoder_layout == "llm":
-        raise ValueError(f"{encoder_dir} holds a language model alone; no encoder")
-    if llm_layout == "encoder":
-        raise ValueError(f"{llm_dir} holds an encoder alone; no language model")
+    """The merged model's tensors by name, none of them read."""
     sources: dict[str, _Source] = {}
-    if encoder_layout == "merged":
+    if layout_of(encoder) == "merged":
         for name, entry in encoder.items():
             fits = not name.startswith(VISUAL + "merger.") or wanted.get(name) == entry.shape
             if name.startswith(VISUAL) and fits:
                 sources[name] = _from_file(name, entry)
     else:
         sources.update(_fused_sources(encoder))
+    llm_layout = layout_of(llm)
     for name, entry in llm.items():
         if llm_layout == "llm" and name.startswith("model."):
             sources[LANGUAGE + name.removeprefix("model.")] = _from_file(name, entry)
-        elif name.startswith(LANGUAGE) or not name.startswith("model."):
+        elif not name.startswith(VISUAL):
             sources[name] = _from_file(name, entry)
     generator = torch.Generator().manual_seed(seed)
     for name in sorted(name for name in wanted if name.startswith(VISUAL + "merger.") and name not in sources):
