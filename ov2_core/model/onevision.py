@@ -9,9 +9,9 @@ B sequences, S tokens of a sequence, N patches of all stills and videos of the b
 model, V vocabulary.
 """
 
-import logging
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -20,8 +20,6 @@ from ov2_core.model.attention import GroupLayout, group_lengths
 from ov2_core.model.config import LlavaOnevision2Config
 from ov2_core.model.encoder import OneVisionEncoder
 from ov2_core.model.patch_order import grid_positions, positions_in_block_order
-
-log = logging.getLogger(__name__)
 
 VISUAL_INPUTS = (
     "pixel_values",
@@ -88,7 +86,7 @@ class LlavaOnevision2Model(LlavaOnevision2PreTrainedModel):
         grid: list[list[int]] | None = None
         lengths: list[int] = []
         if image_grid_thw is not None:
-            grid = image_grid_thw.tolist()
+            grid = torch.as_tensor(image_grid_thw).tolist()
             _check_grid(grid, len(pixel_values), config.spatial_merge_size)
             lengths = group_lengths(grid, frame_windows_size=config.frame_windows_size)
         if patch_group_lengths is not None:
@@ -125,6 +123,13 @@ class LlavaOnevision2Model(LlavaOnevision2PreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of the language model; arguments as `LlavaOnevision2ForConditionalGeneration.forward`."""
+        unknown = [
+            name for name, value in kwargs.items() if name.startswith(("pixel_", "video_")) and value is not None
+        ]
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)}: videos go in as pixel_values with one row of image_grid_thw each, like stills"
+            )
         if sum(given is not None for given in (pixel_values, visual_features, visual_tokens)) > 1:
             raise ValueError("give one of pixel_values, visual_features and visual_tokens")
         if pixel_values is not None:

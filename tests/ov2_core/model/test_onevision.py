@@ -221,6 +221,8 @@ def test_visual_inputs_that_do_not_fit_are_refused():
         model(**{**inputs, "image_grid_thw": torch.tensor([[1, 8, 1]])})
     with pytest.raises(ValueError, match="patch_positions are for 7 patches, pixel_values for 8"):
         model(**{**inputs, "patch_positions": inputs["patch_positions"][:-1]})
+    with pytest.raises(ValueError, match="pixel_values_videos: videos go in as pixel_values"):
+        model(input_ids=inputs["input_ids"], pixel_values_videos=inputs["pixel_values"])
     with pytest.raises(ValueError, match="need image_grid_thw"):
         model(**{**inputs, "image_grid_thw": None})
 
