@@ -15,7 +15,7 @@ import av.error
 from ov2_core.errors import BadItemError
 from schemas.shard import Stage
 
-Source = str | BinaryIO
+Source = str | os.PathLike[str] | BinaryIO
 """A local path, or a seekable binary file (an object store's)."""
 
 CONTAINER_FORMATS = (
@@ -35,6 +35,8 @@ def open_video(source: Source, *, stage: Stage) -> Iterator[tuple[Any, Any]]:
     Raises:
         BadItemError: source_missing, source_empty, not_media or no_video_stream.
     """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
         raise BadItemError("source_empty", f"{source} is 0 bytes long; fetch it again", stage=stage)
     if not isinstance(source, str):

@@ -115,6 +115,7 @@ def test_tokenize_from_a_binary_file_equals_from_a_path(tmp_path):
     with path.open("rb") as file:
         from_file = tokenize_video(file, config)
     assert (from_file.images_NHW3 == tokenize_video(str(path), config).images_NHW3).all()
+    assert (from_file.images_NHW3 == tokenize_video(path, config).images_NHW3).all()
 
 
 @pytest.mark.parametrize("max_candidates", [4, 7, 96])
