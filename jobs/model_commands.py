@@ -58,7 +58,7 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
             if video is None and not image:
                 raise ValueError("nothing to ask about: give --video or --image")
             overrides = _overrides(set_ or [])
-            _need_torch()
+            need_torch()
             from ov2_core.generate import DTYPES, load
 
             chat = load(model, device=device, dtype=DTYPES.get(dtype))
@@ -88,7 +88,7 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
     ) -> None:
         """Make a whole model of an encoder and a language model. A connector that no folder gives is random: train it."""
         with errors():
-            _need_torch()
+            need_torch()
             from ov2_core.generate import DTYPES
             from ov2_core.model.merge import merge_checkpoints
             from ov2_core.model.processor import LlavaOnevision2Processor
@@ -109,7 +109,7 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
     def info(folder: Annotated[Path, typer.Argument(help="Folder of a model, an encoder or a Qwen3.")]) -> None:
         """What a folder holds, and whether every tensor is there and fits. Exit code 1 if one does not."""
         with errors():
-            _need_torch()
+            need_torch()
             from ov2_core.model.describe import describe_checkpoint
 
             report = describe_checkpoint(folder)
@@ -117,7 +117,7 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
         raise typer.Exit(0 if report.ok else EXIT_INVALID)
 
 
-def _need_torch() -> None:
+def need_torch() -> None:
     """Raises ValueError where the model's dependencies are not installed."""
     from importlib.util import find_spec
 

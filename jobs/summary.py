@@ -18,14 +18,14 @@ def plan_text(record: PlanRecord, store: Store, *, where: str | None) -> str:
     """What a plan predicts; the most expensive sources; what fell."""
     costly = heapq.nlargest(_SHOWN_ROWS, iter_plan_rows(store), key=lambda row: row.predicted_cpu_seconds)
     lines = [
-        _line("plan", store.url("plan") if where else "not written (dry run)"),
-        _line("manifest rows", f"{record.manifest_rows}"),
-        _line("planned", f"{record.num_planned} in {record.num_shards} shards"),
-        _line("video", duration_text(record.predicted_video_seconds)),
-        _line("predicted tokens", f"{record.predicted_tokens:,}"),
-        _line("predicted bytes", size_text(record.predicted_bytes)),
-        _line("predicted CPU", duration_text(record.predicted_cpu_seconds)),
-        _line("quarantined", f"{record.num_quarantined}"),
+        line_text("plan", store.url("plan") if where else "not written (dry run)"),
+        line_text("manifest rows", f"{record.manifest_rows}"),
+        line_text("planned", f"{record.num_planned} in {record.num_shards} shards"),
+        line_text("video", duration_text(record.predicted_video_seconds)),
+        line_text("predicted tokens", f"{record.predicted_tokens:,}"),
+        line_text("predicted bytes", size_text(record.predicted_bytes)),
+        line_text("predicted CPU", duration_text(record.predicted_cpu_seconds)),
+        line_text("quarantined", f"{record.num_quarantined}"),
     ]
     for index, fallen in enumerate(iter_plan_quarantine(store)):
         if index == _SHOWN_ROWS:
@@ -46,11 +46,11 @@ def tokenize_text(summary: TokenizeSummary, found: VerifyReport, store: Store, r
     """What an invocation did, what the run holds, and where it stands."""
     wall = max(summary.wall_seconds, 1e-9)
     lines = [
-        _line("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
-        _line("images", f"{found.num_images:,} canvases or frames, {found.num_tokens:,} tokens"),
-        _line("filtered", f"{found.filtered}"),
-        _line("quarantined", _reasons(found)),
-        _line(
+        line_text("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
+        line_text("images", f"{found.num_images:,} canvases or frames, {found.num_tokens:,} tokens"),
+        line_text("filtered", f"{found.filtered}"),
+        line_text("quarantined", _reasons(found)),
+        line_text(
             "this run",
             f"{summary.num_made} samples in {duration_text(wall)}"
             f" ({summary.num_made / wall:.2f} videos/s, {summary.video_seconds / wall:.1f} video-hours/h,"
@@ -58,16 +58,16 @@ def tokenize_text(summary: TokenizeSummary, found: VerifyReport, store: Store, r
         ),
     ]
     if summary.num_shards_before:
-        lines.append(_line("resumed", f"{summary.num_shards_before} of {summary.num_shards} shards stood already"))
+        lines.append(line_text("resumed", f"{summary.num_shards_before} of {summary.num_shards} shards stood already"))
     if summary.num_worker_deaths:
-        lines.append(_line("worker deaths", f"{summary.num_worker_deaths}"))
+        lines.append(line_text("worker deaths", f"{summary.num_worker_deaths}"))
     lines += [
-        _line("shards", store.url(f"{SHARDS_DIR}/")),
-        _line("report", report_path),
+        line_text("shards", store.url(f"{SHARDS_DIR}/")),
+        line_text("report", report_path),
     ]
     if found.quarantined:
         lines.append(
-            _line("ledger", f"{store.url(QUARANTINE_DIR)}/*.jsonl (each is a manifest: give it to replay its rows)")
+            line_text("ledger", f"{store.url(QUARANTINE_DIR)}/*.jsonl (each is a manifest: give it to replay its rows)")
         )
     lines.append(_verdict(found))
     return "\n".join([*lines, *_errors(found)])
@@ -76,13 +76,18 @@ def tokenize_text(summary: TokenizeSummary, found: VerifyReport, store: Store, r
 def verify_text(found: VerifyReport) -> str:
     """The sum, and what is wrong."""
     lines = [
-        _line("manifest rows", f"{found.manifest_rows}"),
-        _line("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
-        _line("filtered", f"{found.filtered}"),
-        _line("quarantined", _reasons(found)),
+        line_text("manifest rows", f"{found.manifest_rows}"),
+        line_text("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
+        line_text("filtered", f"{found.filtered}"),
+        line_text("quarantined", _reasons(found)),
         _verdict(found),
     ]
     return "\n".join([*lines, *_errors(found)])
+
+
+def verdict_lines(found: VerifyReport) -> list[str]:
+    """Quarantined rows by reason, the sum, and what is wrong."""
+    return [line_text("quarantined", _reasons(found)), _verdict(found), *_errors(found)]
 
 
 def size_text(num_bytes: int) -> str:
@@ -97,7 +102,7 @@ def size_text(num_bytes: int) -> str:
 
 def _verdict(found: VerifyReport) -> str:
     total = f"{found.committed} committed + {found.filtered} filtered + {found.quarantined} quarantined"
-    return _line("verify", f"{'ok' if found.ok else 'FAILED'}: {found.manifest_rows} rows = {total}")
+    return line_text("verify", f"{'ok' if found.ok else 'FAILED'}: {found.manifest_rows} rows = {total}")
 
 
 def _errors(found: VerifyReport) -> list[str]:
@@ -112,5 +117,6 @@ def _reasons(found: VerifyReport) -> str:
     return f"{found.quarantined} ({', '.join(f'{k} {v}' for k, v in sorted(found.quarantined_by_reason.items()))})"
 
 
-def _line(name: str, value: str) -> str:
+def line_text(name: str, value: str) -> str:
+    """One aligned line."""
     return f"{name:<17} {value}"

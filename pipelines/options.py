@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.inline import InlineExecutor
-from pipelines.runtime import Job, RayExecutor, cluster_cpus, ray_session
+from pipelines.runtime import Job, RayExecutor, cluster_cpus, cluster_gpus, ray_session
 from pipelines.scheduling import DeadlinePolicy, Executor
 
 
@@ -22,6 +22,8 @@ class RunOptions:
     debugging: a crash takes the run with it)."""
     address: str | None = None
     """Of a Ray cluster; None starts an embedded one."""
+    gpus_per_worker: float = 0.0
+    """Of a job that computes on GPUs; below 1, several workers share one. With workers None: as many as the GPUs hold."""
     deadlines: DeadlinePolicy = field(default_factory=DeadlinePolicy)
     progress: Literal["auto", "live", "plain", "off"] = "auto"
     """auto: live on a terminal, else a log line now and then."""
@@ -29,6 +31,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be >= 0, got {self.workers}")
+        if self.gpus_per_worker < 0:
+            raise ValueError(f"gpus_per_worker must be >= 0, got {self.gpus_per_worker}")
 
 
 def session(options: RunOptions) -> AbstractContextManager[None]:
@@ -45,11 +49,23 @@ def open_executor(job: Job, options: RunOptions) -> Iterator[tuple[Executor, int
         yield InlineExecutor(job), 1
         return
     with session(options):
-        executor = RayExecutor(job)
+        executor = RayExecutor(job, gpus_per_worker=options.gpus_per_worker)
         try:
-            yield executor, options.workers or cluster_cpus()
+            yield executor, options.workers or _num_places(options)
         finally:
             executor.close()
+
+
+def _num_places(options: RunOptions) -> int:
+    """Workers that the session's nodes hold."""
+    if not options.gpus_per_worker:
+        return cluster_cpus()
+    places = int(cluster_gpus() / options.gpus_per_worker + 1e-9)
+    if places < 1:
+        raise ValueError(
+            f"workers want {options.gpus_per_worker:g} GPU each, but Ray sees {cluster_gpus():g}; take --device cpu"
+        )
+    return places
 
 
 def available_cpus() -> int:

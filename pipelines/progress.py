@@ -25,7 +25,7 @@ _LINE_SECONDS = 10.0
 class Counters:
     """Counts of this invocation. An item is a video or a still."""
 
-    stage: Literal["plan", "tokenize"]
+    stage: Literal["plan", "tokenize", "encode"]
     num_items: int | None = None
     """Items to do; None while unknown."""
     num_done: int = 0
@@ -67,7 +67,9 @@ class Counters:
             ("videos/s", f"{self.num_done / elapsed:.2f}"),
             ("video-hours/h", f"{self.video_seconds / elapsed:.2f}"),
         ]
-        if self.stage == "tokenize":
+        if self.stage == "encode":
+            rows.append(("tokens/s", f"{self.num_tokens / elapsed:.0f}"))
+        if self.stage != "plan":
             rows += [
                 ("canvases", f"{self.num_images}"),
                 ("shards", f"{self.num_shards_done}/{self.num_shards if self.num_shards is not None else '?'}"),

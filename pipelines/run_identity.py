@@ -24,29 +24,36 @@ LIBRARIES = ("av", "numpy", "numba", "pillow")
 """Those whose version may change a shard's bytes."""
 ROOTS = ("ov2_core.make_sample", "ov2_core.storage.commit")
 """Modules from which every byte of a token shard comes."""
+FEATURE_ROOTS = ("ov2_core.features.extract", "ov2_core.storage.commit")
+"""Modules from which every byte of a feature shard comes."""
+FEATURE_LEAVES = ("ov2_core.model", "ov2_core.model.onevision", "ov2_core.model.processor")
+"""Imported by those, but without a say in the values: the language model, and text."""
 _PACKAGES = {"schemas": schemas, "ov2_core": ov2_core}
 
 
 @functools.cache
-def code_version() -> str:
-    """Package version + digest of the sources that decide shard bytes: those that ROOTS import, directly or not.
+def code_version(roots: tuple[str, ...] = ROOTS, leaves: tuple[str, ...] = ()) -> str:
+    """Package version + digest of the sources that decide shard bytes: those that the roots import, directly or not.
 
     Other packages of ov2_core (report, model, ...) may change without a run being refused for it.
     """
     digest = hashlib.sha256()
-    for name, path in sorted(source_closure(ROOTS).items()):
+    for name, path in sorted(source_closure(roots, leaves).items()):
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return f"{metadata.version('ov2-pipeline')}+{digest.hexdigest()[:12]}"
 
 
-def source_closure(roots: tuple[str, ...]) -> dict[str, Path]:
-    """{module: file} of the roots and all that they import of schemas and ov2_core, read from the sources alone."""
+def source_closure(roots: tuple[str, ...], leaves: tuple[str, ...] = ()) -> dict[str, Path]:
+    """{module: file} of the roots and all that they import of schemas and ov2_core, read from the sources alone.
+
+    leaves: modules that are neither taken nor followed.
+    """
     found: dict[str, Path] = {}
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
         path = _source_of(name)
-        if path is None or name in found:
+        if path is None or name in found or name in leaves:
             continue
         found[name] = path
         parents = name.split(".")

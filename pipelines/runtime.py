@@ -148,6 +148,11 @@ def cluster_cpus() -> int:
     return max(1, int(_resources().get("CPU", 1)))
 
 
+def cluster_gpus() -> float:
+    """GPUs of the session's nodes."""
+    return float(_resources().get("GPU", 0.0))
+
+
 def _resources() -> dict[str, float]:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
@@ -174,7 +179,8 @@ class ObjectLostError(Exception):
 class RayExecutor:
     """Workers as actors; see scheduling.Executor."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, gpus_per_worker: float = 0.0) -> None:
+        self._gpus_per_worker = gpus_per_worker
         self._job = ray.put(_by_bytes(job))
         self._actor_class: Any = ray.remote(_Worker)
         self._actors: dict[int, Any] = {}
@@ -184,7 +190,9 @@ class RayExecutor:
     def start(self, worker: int) -> None:
         """Kills what is there and asks Ray for a fresh actor."""
         self._drop(worker)
-        actor = self._actor_class.options(max_restarts=0, max_task_retries=0, num_cpus=1).remote(self._job)
+        actor = self._actor_class.options(
+            max_restarts=0, max_task_retries=0, num_cpus=1, num_gpus=self._gpus_per_worker
+        ).remote(self._job)
         self._actors[worker] = actor
         self._waiting[actor.ready.remote()] = (worker, None)
 

@@ -50,6 +50,8 @@ class Task:
     cost_seconds: float
     """Predicted CPU seconds."""
     blamed: bool = True
+    divisible: bool = False
+    """It holds several items: when it has failed solo it goes back to the feed, condemned, which tries them one by one."""
     lane: Lane = "fresh"
     attempts: int = 0
     """Times it was given to a worker."""
@@ -327,7 +329,7 @@ class Scheduler:
         elif task.lane == "fresh":
             task.lane = "solo"
             self.solo.append(task)
-        elif cause == "deadline_exceeded":
+        elif cause == "deadline_exceeded" or task.divisible:
             self._condemn(task, cause, message)
         else:
             task.lane = "quiet"

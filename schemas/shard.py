@@ -21,13 +21,14 @@ QuarantineReason = Literal[
     "too_large",
     "unsupported",
     "invalid_text",
+    "damaged_sample",
     "transient_error",
     "deadline_exceeded",
     "worker_died",
     "out_of_memory",
     "internal_error",
 ]
-Stage = Literal["manifest", "probe", "tokenize", "write"]
+Stage = Literal["manifest", "probe", "tokenize", "write", "encode"]
 
 
 class QuarantineRow(Record):

@@ -70,6 +70,11 @@ class ProcessorConfig:
                 f"pixel_mean and pixel_std have 3 values, std > 0, got {self.pixel_mean}, {self.pixel_std}"
             )
 
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """From a model's folder, its tokenizer not needed. Raises ValueError for files that contradict each other."""
+        return cls(**_read_fields(Path(folder)))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionInputs:
@@ -386,7 +391,7 @@ class LlavaOnevision2Processor:
             raise ValueError(
                 f"{folder}: no tokenizer can be loaded from it ({error}); copy tokenizer.json beside config.json"
             ) from error
-        return cls(tokenizer, _read_config(root))
+        return cls(tokenizer, ProcessorConfig.from_pretrained(root))
 
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
         """Tokenizer, processor_config.json, and the preprocessor_config.json that the released code's image processor reads."""
@@ -457,7 +462,7 @@ def _tokenizer_config(given: Recipe) -> TokenizerConfig:
     return recipe(given).tokenizer if isinstance(given, str) else given
 
 
-def _read_config(root: Path) -> ProcessorConfig:
+def _read_fields(root: Path) -> dict[str, Any]:
     own = _read_json(root / PROCESSOR_FILE)
     released = _read_json(root / PREPROCESSOR_FILE)
     vision = _read_json(root / MODEL_FILE).get("vision_config", {})
@@ -485,7 +490,7 @@ def _read_config(root: Path) -> ProcessorConfig:
                     f"{root / name}: {theirs} is {value}, but {found[ours]} elsewhere in the folder; make them agree"
                 )
             found[ours] = value
-    return ProcessorConfig(**found)
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

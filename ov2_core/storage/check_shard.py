@@ -11,11 +11,13 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.features.check import check_features
 from ov2_core.storage.commit import load_commit, quarantine_bytes, sidecar_bytes
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import quarantine_rel, shard_name, sidecar_rel, tar_rel
 from ov2_core.storage.ledger import anew, first_line
 from ov2_core.storage.writer import Member, decode_jpeg, decode_npy, decode_record, iter_tar_members, positions_digest
+from schemas.features import FeatureConfig
 from schemas.shard import CommitRecord, CommittedSample, TarPart
 from schemas.tokens import SampleRecord
 
@@ -115,8 +117,13 @@ def _check_positions(positions_P3: npt.NDArray[np.int32], name: str, record: Sam
             yield f"{name}: a {m} x {m} block mixes times"
 
 
-def check_shard(store: Store, shard: int, *, deep: bool, tars: dict[str, int]) -> tuple[CommitRecord | None, list[str]]:
-    """The commit of one shard, and what is wrong with what it promises. None for a commit that cannot be read."""
+def check_shard(
+    store: Store, shard: int, *, deep: bool, tars: dict[str, int], features: FeatureConfig | None = None
+) -> tuple[CommitRecord | None, list[str]]:
+    """The commit of one shard, and what is wrong with what it promises. None for a commit that cannot be read.
+
+    features: of a feature run, what its run.json says; None for token shards.
+    """
     try:
         record = load_commit(store, shard)
     except ValueError as error:
@@ -136,11 +143,11 @@ def check_shard(store: Store, shard: int, *, deep: bool, tars: dict[str, int]) -
         errors.append(f"shard {shard}: {tar_rel(shard)} has {size} bytes, committed {record.tar_bytes}; {anew(shard)}")
     if deep and size is not None:
         with store.open_read(tar_rel(shard)) as file:
-            errors += _check_tar(file, record)
+            errors += _check_tar(file, record, features)
     return record, errors
 
 
-def _check_tar(file: BinaryIO, record: CommitRecord) -> list[str]:
+def _check_tar(file: BinaryIO, record: CommitRecord, features: FeatureConfig | None) -> list[str]:
     errors: list[str] = []
     hashing = _HashingReader(file)
     expected = {sample.key: sample for sample in record.samples}
@@ -157,7 +164,11 @@ def _check_tar(file: BinaryIO, record: CommitRecord) -> list[str]:
             return
         if parts != committed.parts:
             errors.append(f"shard {record.shard}, key {key}: its members do not lie where the commit says")
-        for finding in check_sample(members, committed=committed, config_digest=record.config_digest):
+        if features is not None:
+            findings = check_features(members, committed=committed, config=features)
+        else:
+            findings = check_sample(members, committed=committed, config_digest=record.config_digest)
+        for finding in findings:
             errors.append(f"shard {record.shard}, key {key}, line {committed.line}: {finding}")
 
     try:

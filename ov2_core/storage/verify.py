@@ -19,17 +19,20 @@ from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store
 from ov2_core.storage.index import index_texts
 from ov2_core.storage.layout import (
+    FEATURES_RECIPE,
     INDEX_DIR,
     PLAN_JSON,
     PLAN_QUARANTINE,
     QUARANTINE_DIR,
+    RUN_JSON,
     SHARDS_DIR,
     shard_name,
     tar_rel,
 )
 from ov2_core.storage.ledger import Errors, Ledger, Totals, first_line
 from ov2_core.storage.reader import open_index
-from schemas.run import VerifyReport
+from schemas.features import FeatureConfig
+from schemas.run import RunRecord, VerifyReport
 from schemas.shard import CommitRecord, PlanRecord, QuarantineRow
 
 T = TypeVar("T")
@@ -45,6 +48,7 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
     errors = Errors()
     totals = Totals()
     plan = _load_plan(store, errors)
+    features = _feature_config(store, errors)
     ledger = Ledger.load(store, errors) if plan is not None else None
     _add_plan_quarantine(store, ledger, totals, errors)
 
@@ -56,7 +60,9 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
     index = _Index.open(store, errors)
     num_threads = num_threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
-        found_by_shard = (pool.submit(check_shard, store, shard, deep=deep, tars=tars) for shard in shards)
+        found_by_shard = (
+            pool.submit(check_shard, store, shard, deep=deep, tars=tars, features=features) for shard in shards
+        )
         for record, found in _ahead(found_by_shard, num_ahead=2 * num_threads):
             errors.extend(found)
             if record is None:
@@ -88,7 +94,7 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
         tar_bytes=totals.tar_bytes,
         num_images=totals.num_images,
         num_tokens=totals.num_tokens,
-        errors=errors.finished(),
+        errors=errors.finished() if features is None else [_for_features(text) for text in errors.finished()],
     )
 
 
@@ -170,6 +176,25 @@ def _load_plan(store: Store, errors: Errors) -> PlanRecord | None:
     except ValueError as error:
         errors.add(f"{PLAN_JSON} cannot be read ({first_line(error)}); run `ov2 plan` into a new folder")
     return None
+
+
+def _feature_config(store: Store, errors: Errors) -> FeatureConfig | None:
+    """What run.json says of a feature run; None for token shards."""
+    try:
+        record = RunRecord.model_validate_json(store.read_bytes(RUN_JSON))
+        return FeatureConfig.model_validate(record.config) if record.recipe == FEATURES_RECIPE else None
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        errors.add(f"{RUN_JSON} cannot be read ({first_line(error)}); start anew in a new folder")
+        return None
+
+
+def _for_features(text: str) -> str:
+    """The remedy of a feature run is another command, and its plan is written by it."""
+    for command in ("tokenize", "plan"):
+        text = text.replace(f"`ov2 {command}`", "`ov2 encode`")
+    return text
 
 
 def _add_plan_quarantine(store: Store, ledger: Ledger | None, totals: Totals, errors: Errors) -> None:

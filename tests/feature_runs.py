@@ -1,0 +1,88 @@
+"""Small models and token runs for the tests of features: clips whose pixels name them, encoders whose outputs can be read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ov2_core.config import recipe, with_overrides
+from ov2_core.evals.clips import read_canary, write_canary_clip
+from ov2_core.model import LlavaOnevision2Config, LlavaOnevision2ForConditionalGeneration
+from ov2_core.model.weights import save_weights
+from ov2_core.storage.files import Store
+from pipelines.options import RunOptions
+from pipelines.tokenize_videos import tokenize_videos
+
+INLINE = RunOptions(workers=0, progress="off")
+NUM_CLIPS = 5
+COLUMNS, ROWS = 5, 4
+IMAGE_TOKEN = 500
+
+
+def make_token_run(folder: Path) -> Path:
+    """RUN of clips "clip-0" .. "clip-4" (video id 100 + i, each of its own length) and one still, two samples a shard."""
+    rows = []
+    for i in range(NUM_CLIPS):
+        path = folder / f"clip-{i}.mp4"
+        write_canary_clip(path, video_id=100 + i, num_frames=20 + 12 * i, fps=10.0, columns=COLUMNS, rows=ROWS)
+        rows.append({"video": str(path), "id": f"clip-{i}", "caption": f"Canary {i}."})
+    from PIL import Image
+
+    still = folder / "still.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)).save(still)
+    rows.insert(2, {"image": str(still), "id": "still", "caption": "Noise."})
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = with_overrides(recipe("codec-8"), {"shards.max_samples": "2"})
+    tokenize_videos(str(manifest), Store(folder / "run"), config, INLINE)
+    return folder / "run"
+
+
+def make_model(folder: Path, *, seed: int = 0, **vision: int) -> Path:
+    """A folder with a tiny model of random weights, large enough that a slip shows."""
+    config = LlavaOnevision2Config.from_preset(
+        "tiny", text_config={"vocab_size": 512}, vision_config=vision, image_token_id=IMAGE_TOKEN
+    )
+    torch.manual_seed(seed)
+    model = LlavaOnevision2ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    save_weights(model, folder)
+    config.save_pretrained(folder)
+    return folder
+
+
+def make_transparent_model(folder: Path) -> Path:
+    """An encoder that lets each patch's grey pixels through: the layers add nothing, the embedding copies, a LayerNorm scales.
+
+    Value 196 and above stand where an input of 0 would, so they tell dark from bright (see read_block).
+    """
+    config = LlavaOnevision2Config.from_preset(
+        "tiny",
+        text_config={"vocab_size": 512},
+        vision_config={"hidden_size": 256, "num_hidden_layers": 1},
+        image_token_id=IMAGE_TOKEN,
+    )
+    model = LlavaOnevision2ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        visual = model.visual
+        copy = torch.zeros(256, 3, 196)
+        copy[torch.arange(196), :, torch.arange(196)] = 1 / 3
+        visual.embeddings.patch_embedding.weight.copy_(copy.view(256, 3, 14, 14))
+        for layer in visual.encoder.layers:
+            for linear in (layer.self_attn.proj, layer.mlp.fc2):
+                linear.weight.zero_()
+                linear.bias.zero_()
+    save_weights(model, folder)
+    config.save_pretrained(folder)
+    return folder
+
+
+def read_block(features_4D: torch.Tensor):
+    """The canary that the four patches of a block show, from unmerged features of the transparent model."""
+    bright = features_4D[:, :196] > features_4D[:, 200:201]
+    block = bright.view(2, 2, 14, 14).permute(0, 2, 1, 3).reshape(28, 28)
+    return read_canary((block.numpy() * 255).astype(np.uint8))
