@@ -26,6 +26,7 @@ from ov2_core.config import RunConfig, with_overrides
 from ov2_core.config import recipe as named_recipe
 from ov2_core.data.keys import key_of
 from ov2_core.storage.files import Store
+from ov2_core.storage.layout import FEATURES_RECIPE
 from schemas.run import VerifyReport
 
 HELP = """Video corpora to codec-token shards.
@@ -158,8 +159,9 @@ def inspect(
         Path | None, typer.Option(help="Write the canvases to this file, source times drawn over them.")
     ] = None,
 ) -> None:
-    """Show one sample: groups, times, budget, text."""
+    """Show one sample: groups, times, budget, text; of a feature run, what its features are."""
     with _errors():
+        from ov2_core.features.describe import describe_features, is_feature_sample
         from ov2_core.report.describe import describe_sample
         from ov2_core.report.draw import draw_sample
         from ov2_core.storage.reader import ShardReader
@@ -169,6 +171,11 @@ def inspect(
             if known not in reader:
                 raise ValueError(_why_no_sample(reader.store, key))
             stored = reader.read(known)
+        if is_feature_sample(stored):
+            if png is not None:
+                raise ValueError(f"{run} is a feature run and holds no canvases to draw; give its token run")
+            print(describe_features(stored))
+            return
         print(describe_sample(stored))
         if png is not None:
             draw_sample(stored).save(png, format="PNG")
@@ -180,7 +187,11 @@ def report(run: Annotated[str, typer.Argument(help="RUN.")]) -> None:
     """Write RUN/report.html: one self-contained file."""
     with _errors():
         from ov2_core.report.render import write_report
+        from pipelines.run_identity import load_run_record
 
+        record = load_run_record(Store(run))
+        if record is not None and record.recipe == FEATURES_RECIPE:
+            raise ValueError(f"{run} is a feature run; reports are of token runs: ov2 report {record.manifest_uri}")
         print(write_report(Store(run)))
 
 

@@ -2,6 +2,7 @@
 
 import heapq
 
+from ov2_core.features.layout import predict_bytes
 from ov2_core.plan import iter_plan_quarantine, iter_plan_rows
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import QUARANTINE_DIR, SHARDS_DIR
@@ -24,6 +25,7 @@ def plan_text(record: PlanRecord, store: Store, *, where: str | None) -> str:
         line_text("video", duration_text(record.predicted_video_seconds)),
         line_text("predicted tokens", f"{record.predicted_tokens:,}"),
         line_text("predicted bytes", size_text(record.predicted_bytes)),
+        line_text("feature bytes", _feature_bytes(record.predicted_tokens)),
         line_text("predicted CPU", duration_text(record.predicted_cpu_seconds)),
         line_text("quarantined", f"{record.num_quarantined}"),
     ]
@@ -98,6 +100,15 @@ def size_text(num_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def _feature_bytes(num_tokens: int) -> str:
+    """What merged features of these tokens would take, by the width of a released model's tokens."""
+    sizes = [
+        f"{size_text(predict_bytes(num_tokens, width=width, dtype='bf16'))} ({name})"
+        for name, width in (("4B", 2560), ("8B", 4096))
+    ]
+    return f"{', '.join(sizes)} in bf16, about half in int8, if `ov2 encode` follows"
 
 
 def _verdict(found: VerifyReport) -> str:

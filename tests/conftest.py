@@ -63,3 +63,21 @@ def clip_manifest(clip_folder: Path, tmp_path: Path) -> Path:
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return manifest
+
+
+@pytest.fixture(scope="session")
+def token_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished token run of canary clips; never written to. See feature_runs.make_token_run."""
+    pytest.importorskip("torch")
+    from feature_runs import make_token_run
+
+    return make_token_run(tmp_path_factory.mktemp("token-run"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model with random weights."""
+    pytest.importorskip("torch")
+    from feature_runs import make_model
+
+    return make_model(tmp_path_factory.mktemp("tiny-model"))
