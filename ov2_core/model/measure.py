@@ -1,15 +1,17 @@
 """How fast the encoder is on this machine, held against the machine's own matrix product in the same minute.
 
-Enters: a config, a grid, a device. Leaves: seconds, rates and bytes. A rate is worth something only beside the peak of its moment:
-peak and encoder are measured in turns, and the share is taken within a turn. Floating-point operations are those of the matrix
-products and of attention inside groups (2 a multiply-add); norms, GELU and rotation count as nothing.
+Enters: a config, a grid, a device. Leaves: seconds, rates and bytes. A rate is worth something only beside the peak of its moment.
+On a CPU, which others may use too, a matrix product is timed before every layer of the pass and its seconds are taken off: both
+rates cover the same minutes, however busy they were. On a GPU, where that would break the queue, the peak is measured before
+and after the pass. Floating-point operations are those of the matrix products and of attention inside groups (2 a multiply-add);
+norms, GELU and rotation count as nothing.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
@@ -28,10 +30,12 @@ PEAK_SIDES = (2048, 4096)
 class Turn:
     """Peak and encoder, one after the other."""
 
+    best_flops: float
+    """Best rate of a matrix product before, during and after the pass, in operations a second."""
     peak_flops: float
-    """Best rate of a matrix product, before or after the encoder ran, in operations a second."""
+    """CPU: the rate of the matrix products during the pass, all their operations by all their seconds. Else `best_flops`."""
     seconds: float
-    """One pass of the encoder."""
+    """One pass of the encoder, without the products timed in it."""
     memory_bytes: int | None
     """Most memory during the pass beyond what was held before it: allocated on CUDA, resident on a Linux CPU, else unknown."""
 
@@ -123,11 +127,19 @@ def measure_encoder(
     for _ in range(repeats):
         before = measure_peak(weight.device, weight.dtype, shapes=shapes)
         held = _reset_memory(weight.device)
-        seconds = _seconds(run, weight.device)
+        with _Probes(encoder, side=min(peak_sides)) as probes:
+            seconds = _seconds(run, weight.device) - sum(probes.seconds)
         most = _most_memory(weight.device)
         after = measure_peak(weight.device, weight.dtype, shapes=shapes)
-        memory = None if held is None or most is None else most - held
-        turns.append(Turn(peak_flops=max(before, after), seconds=seconds, memory_bytes=memory))
+        best = max(before, after, probes.best_flops())
+        turns.append(
+            Turn(
+                best_flops=best,
+                peak_flops=probes.mean_flops() or best,
+                seconds=seconds,
+                memory_bytes=None if held is None or most is None else most - held,
+            )
+        )
     return EncoderTiming(
         lengths=groups.lengths,
         num_patches=groups.num_patches,
@@ -159,6 +171,36 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+class _Probes:
+    """Times a matrix product before every layer, on a CPU; on other devices nothing."""
+
+    def __init__(self, encoder: OneVisionEncoder, *, side: int) -> None:
+        weight = encoder.layernorm_pre.weight
+        self.seconds: list[float] = []
+        self._flops = 2 * side**3
+        self._layers = list(encoder.encoder.layers) if weight.device.type == "cpu" else []
+        self._a, self._b = (torch.randn(side, side, dtype=weight.dtype) for _ in range(2))
+        self._out = torch.empty_like(self._a)
+
+    def __enter__(self) -> Self:
+        self._handles = [layer.register_forward_pre_hook(self._probe) for layer in self._layers]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _probe(self, *inputs: object) -> None:
+        with torch.no_grad():
+            self.seconds.append(_seconds(lambda: torch.mm(self._a, self._b, out=self._out), self._a.device))
+
+    def mean_flops(self) -> float:
+        return self._flops * len(self.seconds) / sum(self.seconds) if self.seconds else 0.0
+
+    def best_flops(self) -> float:
+        return self._flops / min(self.seconds) if self.seconds else 0.0
 
 
 def _warm_up(encoder: OneVisionEncoder, config: OneVisionEncoderConfig) -> None:

@@ -53,10 +53,11 @@ def test_bench_encoder_runs_and_writes_its_section(tmp_path, capsys):
         assert case["waste"] == 0
         assert len(case["seconds"]) == len(case["peak_flops"]) == 2
         assert min(case["seconds"]) > 0
+        assert all(mean <= best for mean, best in zip(case["peak_flops"], case["best_flops"], strict=True))
     text = page.read_text()
     assert text.startswith("# Benchmarks\n\nBefore.\n\n## Encoder\n")
     assert "| 5 canvases of 28x28, windows of 4 | 2 x 16 | grouped |" in text
-    assert "share of peak" in capsys.readouterr().out
+    assert "share of best" in capsys.readouterr().out
 
 
 def test_section_is_replaced_between_its_markers(tmp_path):
