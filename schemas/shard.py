@@ -21,6 +21,7 @@ QuarantineReason = Literal[
     "too_large",
     "unsupported",
     "invalid_text",
+    "unbound_media",
     "damaged_sample",
     "transient_error",
     "deadline_exceeded",
@@ -28,7 +29,7 @@ QuarantineReason = Literal[
     "out_of_memory",
     "internal_error",
 ]
-Stage = Literal["manifest", "probe", "tokenize", "write", "encode"]
+Stage = Literal["manifest", "probe", "tokenize", "write", "encode", "import"]
 
 
 class QuarantineRow(Record):
