@@ -290,3 +290,18 @@ def test_worker_that_a_full_cluster_cannot_place_does_not_block_a_suspect() -> N
 def test_worker_number_must_be_positive() -> None:
     with pytest.raises(ValueError, match="workers must be >= 1"):
         Scheduler(ListFeed([]), num_workers=0, deadlines=DEADLINES)
+
+
+def test_divisible_task_goes_back_to_its_feed_after_one_solo_death() -> None:
+    """What holds several items is retried solo, in case a neighbour killed it, and never quiet: its items are tried instead."""
+    feed = ListFeed([Task("many", None, 1.0, divisible=True)])
+    scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
+    scheduler.step(0.0)
+    for attempt in (1, 2):
+        scheduler.ready(0)
+        while not scheduler.in_flight:
+            for number in scheduler.step(0.0).start:
+                scheduler.ready(number)
+        assert "many" not in feed.verdicts
+        scheduler.failed(0, "worker_died", f"death {attempt}", 0.0, alive=False)
+    assert feed.verdicts["many"] == Verdict("worker_died", "death 2", 2)
