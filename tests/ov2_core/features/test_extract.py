@@ -132,7 +132,7 @@ def test_stored_types_are_within_their_bound(
 def test_canary_every_feature_belongs_to_its_video_frame_and_place(token_run: Path, tmp_path: Path, seed: int) -> None:
     """Each block's pixels name video, frame, row and column; the encoder lets them through; the features must say the same."""
     encoder = Jittery(make_encoder(token_run, make_transparent_model(tmp_path), stage="unmerged"), seed)
-    ends = extract(token_run, encoder, tokens_per_batch=45, decode_threads=4)
+    ends = extract(token_run, encoder, tokens_per_batch=240, decode_threads=4)  # parts of two samples a batch
     for key, end in ends.items():
         assert isinstance(end, FeatureSample)
         if key == "still":
