@@ -84,7 +84,7 @@ def image_refs(
     payloads: dict[str, bytes] = {}
     for index, item in enumerate(items):
         if isinstance(item, dict):
-            item = item.get("bytes") or item.get("path")
+            item = item.get("bytes") or item.get("path") or None
         if isinstance(item, bytes):
             ref = embedded_ref(item, origin=origin, column=column, index=index)
             payloads[ref.key] = item

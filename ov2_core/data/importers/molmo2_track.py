@@ -71,7 +71,8 @@ def import_molmo2_track(
             start_seconds=None if cut else row.start_frame / row.fps,
             end_seconds=None if cut else (row.end_frame + 1) / row.fps,
         )
-        answer = format_tracks(_points(row, num_frames, sampling_fps), decimals=1 if sampling_fps <= 10 else 2)
+        points = _points(row, num_frames, sampling_fps)
+        answer = format_tracks(points, decimals=_decimals(points, row.fps))
         question = f"<video>\nTrack the {row.exp.strip()}"
         messages, repairs = converse([("user", question), ("assistant", answer)], ["video"])
         tags = [f"source:{value['video_dataset']}"] if value.get("video_dataset") else []
@@ -124,6 +125,15 @@ def _points(row: _Row, num_frames: int, sampling_fps: float) -> list[TrackPoint]
     if not points:
         raise _bad(f"no object has a point in any of the frames sampled at {sampling_fps} a second")
     return points
+
+
+def _decimals(points: list[TrackPoint], fps: float) -> int:
+    """The fewest decimals, 1 at least, at which a written time still names its frame: one is enough at 2 points a second."""
+
+    def named(decimals: int) -> bool:
+        return all(round(round(p.seconds, decimals) * fps) == round(p.seconds * fps) for p in points)
+
+    return next((decimals for decimals in range(1, 6) if named(decimals)), 6)
 
 
 def _bad(message: str) -> BadItemError:

@@ -14,21 +14,22 @@ from typing import Any
 
 import fsspec
 import yaml
+from pydantic import ValidationError
 
 from ov2_core.data.importers.conversation import converse, text_of
-from ov2_core.data.importers.item import ImportedItem, Made, import_rows
+from ov2_core.data.importers.item import ImportedItem, Made, condensed, import_rows
 from ov2_core.data.importers.media import file_ref, make_record, seconds_of
 from ov2_core.data.importers.rows import RawRow, list_files, read_json
 from ov2_core.data.manifest import resolve_uri
 from ov2_core.errors import BadItemError
-from schemas.record import Record as _Record
+from schemas.record import Record
 from schemas.records import MediaKind, MediaRef, RecordOrigin
 
 _STORE_PREFIX = re.compile(r"[A-Za-z0-9_]+:(?=s3://)")
 _STRATEGY = re.compile(r"(first|first2|first3|first4|end):(\d+)(%?)")
 
 
-class DatasetEntry(_Record):
+class DatasetEntry(Record):
     """One entry of the YAML."""
 
     json_path: str
@@ -111,11 +112,13 @@ def _entries(file: str) -> list[DatasetEntry]:
         raise ValueError(f"{file}: expected `datasets:` with a list of {{json_path, data_root, ...}}")
     entries = []
     for number, item in enumerate(items):
-        known = {k: v for k, v in item.items() if k in DatasetEntry.model_fields} if isinstance(item, dict) else item
+        if not isinstance(item, dict):
+            raise ValueError(f"{file}: datasets[{number}]: expected {{json_path, data_root, ...}}, got {item!r:.80}")
+        known = {name: item[name] for name in DatasetEntry.model_fields if item.get(name) is not None}
         try:
-            entry = DatasetEntry.model_validate({k: v for k, v in known.items() if v is not None})
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{file}: datasets[{number}]: {error}") from error
+            entry = DatasetEntry.model_validate(known)
+        except ValidationError as error:
+            raise ValueError(f"{file}: datasets[{number}]: {condensed(error)}") from error
         if entry.sampling_strategy != "all" and not _STRATEGY.fullmatch(entry.sampling_strategy):
             raise ValueError(
                 f"{file}: datasets[{number}]: sampling_strategy {entry.sampling_strategy!r} is not read; "

@@ -103,10 +103,9 @@ def test_item_without_an_end_falls_alone_where_items_open_lines_alike(tmp_path: 
 )
 def test_cut_array_is_an_error_after_its_whole_items(tmp_path: Path, text: str, match: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    found = []
+    found: list[Any] = []
     with pytest.raises(ValueError, match=match):
-        for row in read_json(str(tmp_path / "a.json")):
-            found.append(row.value)
+        found.extend(row.value for row in read_json(str(tmp_path / "a.json")))
     assert found[:1] == ([{"n": 1}] if text != "[" else [])
 
 
