@@ -1,0 +1,319 @@
+"""A pack to its samples, whichever way the stage is stored: `IndexPacks` (token shards) or `ShardPacks` (stage shards).
+
+Enters: a pack's number. Leaves: `LoadedPack`: the compressed members in memory, text and `Visual`s whose pictures are decoded when
+they are asked for. Every read is one range of one tar. What cannot be read raises `BadPackError`, which names the tar, the pack
+and the sample. Thread-safe.
+"""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from ov2_core.data.keys import key_of
+from ov2_core.data.stage import PackIndex, load_tars, relocate
+from ov2_core.model.visual import Visual, show_sample
+from ov2_core.storage.files import Store, is_transient
+from ov2_core.storage.index import INFO_JSON
+from ov2_core.storage.reader import StoredSample, open_index
+from ov2_core.storage.writer import Member, decode_jpeg, decode_npy
+from schemas.stage import PackedMedium, PackedSamples, StageMedium, StageRecord, StageSample
+from schemas.video import Message
+
+_BLOCK = 512
+_WINDOW = 4
+"""Canvases of a group where a foreign stage shard does not say."""
+
+
+class BadPackError(ValueError):
+    """Something of a pack that cannot be read; `tar` names the file at fault."""
+
+    def __init__(self, message: str, *, tar: str) -> None:
+        super().__init__(message)
+        self.tar = tar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedSample:
+    """One sample, compressed pictures in memory."""
+
+    source: str
+    id: str
+    messages: list[Message]
+    media: list[Visual]
+    media_keys: list[str]
+    num_tokens: int | None
+    """As the stage says; None where it does not."""
+    num_bytes: int
+    """Read for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedPack:
+    """One sequence."""
+
+    number: int
+    key: str
+    samples: list[LoadedSample]
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Samples left out (by option), by the tar at fault."""
+
+
+class Packs(Protocol):
+    """Packs by number."""
+
+    block_packs: int
+
+    def __len__(self) -> int: ...
+
+    def load(self, number: int, *, skip_bad: bool) -> LoadedPack:
+        """Raises BadPackError, unless told to leave out what is bad."""
+
+    def close(self) -> None: ...
+
+
+def open_packs(store: Store, record: StageRecord | None, *, moved: dict[str, str], cached_blocks: int = 32) -> Packs:
+    """The stage's packs. `record` None: a folder of stage shards with an Energon index that others may have made."""
+    if record is not None and record.form == "index":
+        return IndexPacks(store, record, moved=moved, cached_blocks=cached_blocks)
+    return ShardPacks(store, record)
+
+
+class IndexPacks:
+    """Packs of an index over token shards."""
+
+    def __init__(self, store: Store, record: StageRecord, *, moved: dict[str, str], cached_blocks: int) -> None:
+        self.block_packs = record.packs_per_block
+        self.index = PackIndex(store, record, cached_blocks=cached_blocks)
+        self._names = [source.name for source in record.sources]
+        self._tars = load_tars(store)
+        self._stores = {run: Store(_absolute(relocate(run, moved), store)) for run in {tar.run for tar in self._tars}}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def load(self, number: int, *, skip_bad: bool) -> LoadedPack:
+        """One range read a medium."""
+        pack = self.index[number]
+        loaded = LoadedPack(number=number, key=pack.key, samples=[])
+        for sample in pack.samples:
+            try:
+                loaded.samples.append(self._sample(sample, pack.key))
+            except BadPackError as error:
+                if not skip_bad:
+                    raise
+                loaded.skipped[error.tar] += 1
+        return loaded
+
+    def close(self) -> None:
+        pass
+
+    def _sample(self, sample: StageSample, pack_key: str) -> LoadedSample:
+        stored = [self._medium(medium, sample, pack_key) for medium in sample.media]
+        return LoadedSample(
+            source=self._names[sample.source],
+            id=sample.id,
+            messages=list(sample.messages),
+            media=[visual for visual in stored],
+            media_keys=[medium.key for medium in sample.media],
+            num_tokens=sample.num_tokens,
+            num_bytes=sum(medium.byte_size for medium in sample.media),
+        )
+
+    def _medium(self, medium: StageMedium, sample: StageSample, pack_key: str) -> Visual:
+        tar = self._tars[medium.tar]
+        store = self._stores[tar.run]
+        where = f"{store.url(tar.name)}: sample {medium.key} of pack {pack_key} ({sample.id})"
+        try:
+            data = store.read_range(tar.name, medium.byte_offset, medium.byte_offset + medium.byte_size)
+            found = StoredSample(key=medium.key, tar_name=tar.name, members=split_slice(data, key=medium.key))
+            if key_of(found.record.provenance.id) != medium.key or found.record.media != medium.kind:
+                raise ValueError(f"its KEY.json is of a {found.record.media} {found.record.provenance.id!r}")
+            return show_sample(found)
+        except (OSError, EOFError, ValueError, KeyError, ValidationError) as error:
+            if is_transient(error):
+                raise
+            raise BadPackError(f"{where} cannot be read: {error}", tar=store.url(tar.name)) from error
+
+
+class ShardPacks:
+    """Packs of stage shards, in the order of their tars."""
+
+    block_packs = 64
+
+    def __init__(self, store: Store, record: StageRecord | None) -> None:
+        """Raises ValueError where the folder has no Energon index."""
+        try:
+            self._db, self._folder = open_index(store)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{store.root} holds neither stage.json nor an Energon index (.nv-meta); give the folder of a stage"
+            ) from None
+        if record is not None:
+            self.block_packs = record.packs_per_block
+        self._store = store
+        self._lock = threading.Lock()
+        counts: dict[str, int] = json.loads(store.read_bytes(INFO_JSON))["shard_counts"]
+        self._tars = list(counts)
+        self._starts = np.cumsum([0, *counts.values()])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def load(self, number: int, *, skip_bad: bool) -> LoadedPack:
+        """One range read."""
+        tar = int(np.searchsorted(self._starts, number, side="right")) - 1
+        with self._lock:
+            row = self._db.execute(
+                "SELECT sample_key, byte_offset, byte_size FROM samples WHERE tar_file_id = ? AND sample_index = ?",
+                (tar, number - int(self._starts[tar])),
+            ).fetchone()
+        name = self._tars[tar]
+        try:
+            if row is None:
+                raise ValueError("the index does not name it; write it anew")
+            key, offset, size = row
+            members = dict(split_slice(self._store.read_range(name, offset, offset + size), key=key))
+            return LoadedPack(number=number, key=key, samples=show_packed(members))
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            if is_transient(error):
+                raise
+            at = row[0] if row else f"number {number}"
+            tar_url = self._store.url(name)
+            if skip_bad:
+                return LoadedPack(number=number, key=str(at), samples=[], skipped=Counter([tar_url]))
+            raise BadPackError(f"{tar_url}: pack {at} cannot be read: {error}", tar=tar_url) from error
+
+    def close(self) -> None:
+        self._db.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def split_slice(data: bytes, *, key: str) -> list[Member]:
+    """Members of one sample from its slice of a tar.
+
+    Raises:
+        ValueError: not whole ustar members named KEY.part: the tar is not the one that the index was made of.
+    """
+    members: list[Member] = []
+    at = 0
+    while at < len(data):
+        header = data[at : at + _BLOCK]
+        if len(header) < _BLOCK or header[257:262] != b"ustar" or _checksum(header) != int(header[148:154], 8):
+            raise ValueError("no tar header where the index says; the tar was changed since")
+        name = header[:100].rstrip(b"\0").decode()
+        size = int(header[124:135], 8)
+        stem, _, part = name.partition(".")
+        if stem != key:
+            raise ValueError(f"member {name!r} where {key!r} should be; the tar was changed since")
+        at += _BLOCK
+        if at + size > len(data):
+            raise ValueError(f"member {name!r} is cut short")
+        members.append((part, data[at : at + size]))
+        at += -(-size // _BLOCK) * _BLOCK
+    return members
+
+
+def show_packed(members: dict[str, bytes]) -> list[LoadedSample]:
+    """Samples of one pack of a stage shard.
+
+    Raises:
+        ValueError, KeyError: a member is missing or cannot be read.
+    """
+    packed = PackedSamples.model_validate_json(members["json"])
+    if not packed.sample_count == len(packed.images) == len(packed.prompts) == len(packed.captions):
+        raise ValueError(f"sample_count is {packed.sample_count}, its lists have other lengths")
+    samples = []
+    for i in range(packed.sample_count):
+        names, positions = packed.images[i], packed.patch_positions[i]
+        given = packed.samples[i] if packed.samples is not None else None
+        media = given.media if given is not None else _guess_media(packed, i, members)
+        visuals, start = [], 0
+        for medium in media:
+            stop = start + sum(medium.group_images)
+            visuals.append(_show(medium, names[start:stop], positions[start:stop], members))
+            start = stop
+        if start != len(names):
+            raise ValueError(f"sample {i} has {len(names)} images, its media {start}")
+        samples.append(
+            LoadedSample(
+                source=given.source if given is not None else "",
+                id=given.id if given is not None else str(i),
+                messages=given.messages if given is not None else _alternate(packed.prompts[i], packed.captions[i]),
+                media=visuals,
+                media_keys=[medium.key for medium in media],
+                num_tokens=given.num_tokens if given is not None else None,
+                num_bytes=sum(len(members[name]) for name in [*names, *filter(None, positions)]),
+            )
+        )
+    return samples
+
+
+def _show(medium: PackedMedium, names: list[str], positions: list[str], members: dict[str, bytes]) -> Visual:
+    loaded = [decode_npy(members[name], name=name) for name in positions]
+    stack: npt.NDArray[np.int32] = np.stack(loaded)
+    rows, columns = medium.rows, medium.columns
+    return Visual(
+        kind=medium.kind,
+        image=_decoder(names, members),
+        positions_NP3=stack,
+        rows=rows,
+        columns=columns,
+        fps=medium.fps,
+        timestamp_decimal=medium.timestamp_decimal,
+        group_images=tuple(medium.group_images),
+        patch_px=medium.patch_px,
+        merge=medium.merge,
+    )
+
+
+def _decoder(names: list[str], members: dict[str, bytes]) -> Callable[[int], npt.NDArray[np.uint8]]:
+    return lambda index: decode_jpeg(members[names[index]], name=names[index])
+
+
+def _guess_media(packed: PackedSamples, i: int, members: dict[str, bytes]) -> list[PackedMedium]:
+    """Media of a sample that others wrote: one video where it has an fps, else stills; groups are windows of four canvases."""
+    names = packed.images[i]
+    sizes = [decode_jpeg(members[name], name=name).shape for name in names]
+    fps = packed.fps[i]
+    if any(not name for name in packed.patch_positions[i]):
+        raise ValueError(f"sample {i} has images without patch positions, which this reader needs")
+    video = fps is not None
+    spans = [range(len(names))] if video and names else [range(j, j + 1) for j in range(len(names))]
+    return [
+        PackedMedium(
+            key="",
+            kind="video" if video else "image",
+            group_images=[min(_WINDOW, len(span) - first) for first in range(0, len(span), _WINDOW)],
+            rows=sizes[span[0]][0] // 14,
+            columns=sizes[span[0]][1] // 14,
+            fps=fps,
+            timestamp_decimal=packed.timestamp_decimal[i],
+            patch_px=14,
+            merge=2,
+        )
+        for span in spans
+    ]
+
+
+def _alternate(prompts: list[str], captions: list[str]) -> list[Message]:
+    messages: list[Message] = []
+    for prompt, caption in zip(prompts, captions, strict=True):
+        messages += [Message(role="user", content=prompt), Message(role="assistant", content=caption)]
+    return messages
+
+
+def _checksum(header: bytes) -> int:
+    return sum(header) - sum(header[148:156]) + 8 * 32
+
+
+def _absolute(run: str, store: Store) -> str:
+    """Runs of the stage itself stand below it and are named "."."""
+    return store.root if run == "." else run

@@ -1,0 +1,448 @@
+"""Sources to a stage: draw, measure, pack, write the index, and on demand write the stage's own shards. Resumed by the same call.
+
+Enters: a recipe, a sources file, a model folder (its tokenizer counts), a seed. Leaves: STAGE. All state stands in the store:
+
+    run.json                 identity; a resume that differs is refused
+    work/<source>/*.jsonl.gz measured chunks, each created once (data/chunks.py); removed when the stage is done
+    stills/<digest>.tar      stills that lay in no token run
+    packs/, tars.parquet, dropped.jsonl, missing/<source>.jsonl
+    commits/, shards/, .nv-meta/   with materialize: data/stage_shards.py
+    stage.json               last
+
+Two passes over each source: one learns its ids (8 bytes a record are kept), the other gives the chosen records to the workers. The
+draw takes a few more than asked, so that what is dropped can be replaced and counts are exact; if that was too few, it goes on.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ov2_core import config as configs
+from ov2_core.data.chunks import (
+    WORK_DIR,
+    Chunk,
+    ChunkDone,
+    committed_chunks,
+    condemn_chunk,
+    load_chunk,
+    make_chunks,
+    measure_chunk,
+)
+from ov2_core.data.importers import ImportedItem, open_importer
+from ov2_core.data.mixture import plan_counts, sample_hash
+from ov2_core.data.stage_config import SourceSpec, StageConfig, load_sources
+from ov2_core.make_sample import TransientItemError
+from ov2_core.storage.failpoint import failpoint
+from ov2_core.storage.files import Store, is_transient
+from pipelines.options import RunOptions, open_executor, session
+from pipelines.progress import Counters, show
+from pipelines.run_identity import claim_run, code_version
+from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from schemas.run import RunRecord
+from schemas.stage import StageRecord
+
+log = logging.getLogger(__name__)
+
+CURRICULUM_ROOTS = ("ov2_core.data.chunks", "ov2_core.data.assemble", "ov2_core.data.stage_shards")
+LIBRARIES = ("numpy", "numba", "pillow", "pyarrow", "transformers")
+SPARE_SHARE, SPARE_RECORDS = 0.02, 8
+"""Drawn beyond what is asked, for those that will be dropped."""
+SECONDS_PER_RECORD = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumOptions:
+    """What is built, beside the recipe."""
+
+    sources: str
+    """Path or URL of the sources file."""
+    model: str
+    """Folder with the tokenizer and processor files of the model that will be trained; every node must see it."""
+    seed: int = 0
+    limit: int | None = None
+    """Samples at most, the mixture scaled down exactly; None: all that the sources give."""
+    materialize: bool = False
+    shard_bytes: int = 1 << 30
+    """Of the stage's own shards."""
+    fetch: bool = False
+    """Fetch images that rows name by URL."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be >= 1, got {self.limit}")
+        if self.shard_bytes < 1:
+            raise ValueError(f"shard_bytes must be >= 1, got {self.shard_bytes}")
+
+
+def build_curriculum(
+    store: Store, config: StageConfig, options: CurriculumOptions, run_options: RunOptions
+) -> StageRecord:
+    """Makes, or goes on with, a stage.
+
+    Raises:
+        ValueError: sources, model or counts that do not fit; or the store holds another stage (each difference is named).
+        RunStoppedError: workers cannot be started, or storage fails for good.
+    """
+    from ov2_core.data.assemble import assemble
+    from ov2_core.data.lengths import layout_digest
+    from ov2_core.data.stage import STAGE_JSON, load_stage
+    from ov2_core.model.processor import LlavaOnevision2Processor
+
+    specs = load_sources(options.sources, config)
+    processor = LlavaOnevision2Processor.from_pretrained(options.model)
+    states = [SourceState(spec, options.seed) for spec in specs]
+    for state in states:
+        state.learn()
+    tokenizer_digest = layout_digest(processor)
+    claim_run(store, _run_record(config, options, states, tokenizer_digest))
+    if store.exists(STAGE_JSON):
+        log.info("%s is finished already", store.root)
+        return load_stage(store)
+    with session(run_options):
+        counts = _measure_enough(store, config, options, run_options, states)
+        record = assemble(
+            store,
+            config,
+            seed=options.seed,
+            tokenizer_digest=tokenizer_digest,
+            parts=[state.part(counts[state.spec.name]) for state in states],
+        )
+        if options.materialize:
+            from pipelines.materialize_stage import materialize
+
+            record = materialize(store, record, shard_bytes=options.shard_bytes, run_options=run_options)
+    failpoint("before_stage_json")
+    store.write_bytes(STAGE_JSON, (record.model_dump_json(indent=2) + "\n").encode())
+    _remove_work(store, states)
+    return record
+
+
+class SourceState:
+    """One source while a stage is built."""
+
+    def __init__(self, spec: SourceSpec, seed: int) -> None:
+        self.spec, self.seed = spec, seed
+        self.hashes = np.zeros(0, np.uint64)
+        """Of all its records, ascending."""
+        self.quarantined: list[ImportedItem] = []
+        self.done: dict[str, ChunkDone] = {}
+        self.num_drawn = 0
+        self.num_rounds = 0
+
+    def items(self) -> Iterator[ImportedItem]:
+        """The source, read anew."""
+        return open_importer(self.spec.importer, self.spec.path, source=self.spec.name, **self.spec.options)
+
+    def learn(self) -> None:
+        """First pass: hashes of the ids, and the rows that the importer refuses."""
+        hashes: list[int] = []
+        for item in self.items():
+            if item.record is not None:
+                hashes.append(sample_hash(self.seed, self.spec.name, item.record.id))
+            else:
+                self.quarantined.append(item)
+        self.hashes = np.sort(np.array(hashes, np.uint64))
+        if len(np.unique(self.hashes)) < len(self.hashes):
+            raise ValueError(
+                f"source {self.spec.name!r}: two ids have one hash under seed {self.seed}; take another seed"
+            )
+
+    @property
+    def num_usable(self) -> int:
+        """Of the records measured so far."""
+        return sum(int((done.lengths > 0).sum()) for done in self.done.values())
+
+    @property
+    def exhausted(self) -> bool:
+        return self.num_drawn == len(self.hashes)
+
+    def next_round(self, num_usable: int) -> tuple[int, Iterator[Chunk]]:
+        """Chunks of the records that the draw takes next, for about `num_usable` in all; and how many records."""
+        missing = num_usable - self.num_usable
+        rate = max(self.num_usable / self.num_drawn, 0.05) if self.num_drawn else 1.0
+        more = int(missing / rate * (1 + SPARE_SHARE)) + SPARE_RECORDS
+        first, last = self.num_drawn, min(self.num_drawn + more, len(self.hashes))
+        self.num_drawn = last
+        low, high = int(self.hashes[first]), int(self.hashes[last - 1])
+        number = self.num_rounds
+        self.num_rounds += 1
+        return last - first, self._chunks(low, high, number)
+
+    def _chunks(self, low: int, high: int, number: int) -> Iterator[Chunk]:
+        items = (item for item in self.items() if item.record is not None)
+        wanted = _Wanted(self.seed, self.spec.name, low, high)
+        for chunk in make_chunks(items, wanted, source=self.spec.name, first=0):
+            yield Chunk(source=chunk.source, name=f"r{number}-{chunk.name}", candidates=chunk.candidates)
+
+    def part(self, count: int) -> Any:
+        """What assemble takes: the first `count` usable records of the draw."""
+        from ov2_core.data.assemble import SourcePart
+
+        return SourcePart(
+            spec=self.spec,
+            num_available=len(self.hashes),
+            quarantined=[item.quarantined for item in self.quarantined if item.quarantined is not None],
+            chunks=[self.done[rel] for rel in sorted(self.done)],
+            count=count,
+        )
+
+
+class _Wanted(dict[str, int]):
+    """Hash by id of the ids in a stretch of the draw, computed when asked."""
+
+    def __init__(self, seed: int, source: str, low: int, high: int) -> None:
+        super().__init__()
+        self._seed, self._source, self._low, self._high = seed, source, low, high
+
+    def __contains__(self, id: object) -> bool:
+        return self._low <= self[str(id)] <= self._high
+
+    def __getitem__(self, id: str) -> int:
+        return sample_hash(self._seed, self._source, id)
+
+
+def _run_record(
+    config: StageConfig, options: CurriculumOptions, states: Sequence[SourceState], tokenizer_digest: str
+) -> RunRecord:
+    digest = hashlib.sha256()
+    for state in states:
+        digest.update(state.spec.name.encode() + b"\0" + state.hashes.astype("<u8").tobytes())
+    fields = {
+        "stage": configs.to_dict(config),
+        "seed": options.seed,
+        "limit": options.limit,
+        "materialize": options.materialize,
+        "shard_bytes": options.shard_bytes,
+        "fetch": options.fetch,
+        "tokenizer_digest": tokenizer_digest,
+        "sources": [configs.to_dict(state.spec) for state in states],
+    }
+    from importlib import metadata
+
+    return RunRecord(
+        recipe=f"curriculum-{config.name}",
+        config=fields,
+        config_digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(),
+        code_version=code_version(CURRICULUM_ROOTS),
+        library_versions={name: metadata.version(name) for name in LIBRARIES},
+        manifest_uri=options.sources,
+        manifest_digest=digest.hexdigest(),
+        created_unix_seconds=round(time.time(), 3),
+    )
+
+
+def _measure_enough(
+    store: Store,
+    config: StageConfig,
+    options: CurriculumOptions,
+    run_options: RunOptions,
+    states: Sequence[SourceState],
+) -> dict[str, int]:
+    """Measures until every source has as many usable samples as the plan asks of it; the plan's counts.
+
+    A weighted source that runs out lowers the whole plan; one with a count is an error.
+    """
+    shares = [state.spec.share for state in states]
+    while True:
+        available = {s.spec.name: s.num_usable if s.exhausted else len(s.hashes) for s in states}
+        _name_what_is_missing(states)
+        counts = plan_counts(shares, available, limit=options.limit)
+        short = [state for state in states if state.num_usable < counts[state.spec.name]]
+        if not short:
+            return counts
+        rounds = [(state, *state.next_round(counts[state.spec.name])) for state in short]
+        _measure(store, config, options, run_options, rounds)
+
+
+def _name_what_is_missing(states: Sequence[SourceState]) -> None:
+    """Raises ValueError for a source none of whose records can be used, with the commonest reasons."""
+    for state in states:
+        if state.exhausted and not state.num_usable:
+            reasons = sum((done.dropped for done in state.done.values()), Counter[str]())
+            reasons.update(item.quarantined.reason for item in state.quarantined if item.quarantined is not None)
+            listed = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(4)) or "it is empty"
+            raise ValueError(
+                f"source {state.spec.name!r} ({state.spec.path}) has no usable record: {listed}; mend or remove it"
+            )
+
+
+def _measure(
+    store: Store,
+    config: StageConfig,
+    options: CurriculumOptions,
+    run_options: RunOptions,
+    rounds: "Sequence[tuple[SourceState, int, Iterator[Chunk]]]",
+) -> None:
+    counters = Counters("curriculum", num_items=sum(num for _, num, _ in rounds))
+    job = MeasureJob(store=store, config=config, options=options, specs=[state.spec for state, _, _ in rounds])
+    feed = ChunkFeed(store, rounds, counters)
+    with open_executor(job, run_options) as (executor, num_workers), show(counters, run_options.progress) as redraw:
+        scheduler = Scheduler(feed, num_workers=num_workers, deadlines=run_options.deadlines)
+
+        def tick() -> None:
+            counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
+            redraw()
+
+        drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
+
+
+class MeasureJob:
+    """Measures and commits chunks in workers; see runtime.Job."""
+
+    def __init__(
+        self, *, store: Store, config: StageConfig, options: CurriculumOptions, specs: Sequence[SourceSpec]
+    ) -> None:
+        self.store, self.config, self.options = store, config, options
+        self.specs = {spec.name: spec for spec in specs}
+        self._counter: Any = None
+        self._measurers: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_counter": None, "_measurers": {}}
+
+    def warm_up(self) -> None:
+        """Loads the tokenizer."""
+        from ov2_core.data.lengths import LengthCounter
+        from ov2_core.model.processor import LlavaOnevision2Processor
+
+        self._counter = LengthCounter(LlavaOnevision2Processor.from_pretrained(self.options.model))
+
+    def run(self, payload: Chunk) -> tuple[ChunkDone, None]:
+        """One chunk."""
+        try:
+            return measure_chunk(self.store, payload, self._measurer(payload.source)), None
+        except Exception as error:
+            if is_transient(error):
+                raise TransientItemError(f"{payload.rel}: {error}") from error
+            raise
+
+    def _measurer(self, source: str) -> Any:
+        from dataclasses import replace
+
+        from ov2_core.data.measure import Fetching, SampleMeasurer
+        from ov2_core.data.runs import RunSet
+
+        if source not in self._measurers:
+            spec = self.specs[source]
+            still = configs.recipe("stills")
+            processor = self._counter.processor.config
+            tokenizer = replace(
+                still.tokenizer,
+                still_area_px=self.config.still_area_px,
+                patch_px=processor.patch_px,
+                merge=processor.merge,
+            )
+            self._measurers[source] = SampleMeasurer(
+                RunSet(spec.shards),
+                self._counter,
+                slot=spec.slot,
+                config=self.config,
+                still_config=replace(still, tokenizer=tokenizer),
+                fetching=Fetching(allowed=self.options.fetch),
+            )
+        return self._measurers[source]
+
+
+@dataclass(slots=True)
+class ChunkFeed:
+    """Chunks to tasks, those that are committed already left out. See scheduling.Feed.
+
+    A chunk that kills its workers is halved until a single record is to blame, which is then left out.
+    """
+
+    store: Store
+    rounds: "Sequence[tuple[SourceState, int, Iterator[Chunk]]]"
+    counters: Counters
+    max_open: int = 64
+    _states: dict[str, SourceState] = field(init=False)
+    _again: deque[Chunk] = field(default_factory=deque)
+    _fresh: Iterator[Chunk] = field(init=False)
+    _committed: dict[str, set[str]] = field(init=False)
+    _num_open: int = 0
+    _drained: bool = False
+
+    def __post_init__(self) -> None:
+        self._states = {state.spec.name: state for state, _, _ in self.rounds}
+        self._committed = {name: committed_chunks(self.store, name) for name in self._states}
+        self._fresh = (chunk for _, _, chunks in self.rounds for chunk in chunks)
+
+    @property
+    def finished(self) -> bool:
+        """All chunks are committed."""
+        return self._drained and not self._again and not self._num_open
+
+    def pull(self) -> Task | None:
+        """The next chunk that is not committed."""
+        if self._again:
+            return self._task(self._again.popleft())
+        if self._num_open >= self.max_open:
+            return None
+        for chunk in self._fresh:
+            there = self._committed_parts(chunk)
+            if there is None:
+                return self._task(chunk)
+            for done in there:
+                self._take(chunk.source, done)
+        self._drained = True
+        return None
+
+    def done(self, task: Task, info: ChunkDone, payload: Any) -> None:
+        """A chunk is committed."""
+        self._num_open -= 1
+        self._take(task.payload.source, info)
+
+    def condemned(self, task: Task, verdict: Verdict) -> None:
+        """A chunk has killed its workers."""
+        self._num_open -= 1
+        chunk: Chunk = task.payload
+        if len(chunk.candidates) > 1:
+            log.warning("%s: %s: %s; it is halved", task.name, verdict.reason, verdict.message)
+            self._again.extend(chunk.halves())
+            return
+        self._take(chunk.source, condemn_chunk(self.store, chunk, reason=verdict.reason, message=verdict.message))
+
+    def _task(self, chunk: Chunk) -> Task:
+        self._num_open += 1
+        divisible = len(chunk.candidates) > 1
+        cost = SECONDS_PER_RECORD * len(chunk.candidates)
+        return Task(f"chunk {chunk.source}/{chunk.name}", chunk, cost, divisible=divisible)
+
+    def _take(self, source: str, done: ChunkDone) -> None:
+        self._states[source].done[done.rel] = done
+        self.counters.num_done += len(done.hashes)
+        self.counters.num_made += int((done.lengths > 0).sum())
+        self.counters.num_tokens += int(done.lengths.sum())
+        self.counters.quarantined.update(done.dropped)
+
+    def _committed_parts(self, chunk: Chunk) -> list[ChunkDone] | None:
+        """The chunk as it was committed by an earlier call, whole or in halves; None where something of it is missing."""
+        committed = self._committed[chunk.source]
+        if chunk.rel in committed:
+            return [load_chunk(self.store, chunk.rel)]
+        if len(chunk.candidates) < 2 or not any(
+            rel.startswith(chunk.rel.removesuffix(".jsonl.gz") + "-") for rel in committed
+        ):
+            return None
+        parts: list[ChunkDone] = []
+        for half in chunk.halves():
+            there = self._committed_parts(half)
+            if there is None:
+                self._again.append(half)
+            else:
+                parts += there
+        return parts
+
+
+def _remove_work(store: Store, states: Sequence[SourceState]) -> None:
+    for state in states:
+        for rel in committed_chunks(store, state.spec.name):
+            store.remove(rel)
+        store.remove_empty_dirs(f"{WORK_DIR}/{state.spec.name}")
+    store.remove_empty_dirs(WORK_DIR)
