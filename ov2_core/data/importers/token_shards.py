@@ -13,10 +13,11 @@ from ov2_core.data.importers.media import modality_of
 from ov2_core.data.importers.rows import RawRow
 from ov2_core.data.manifest import absolute_uri
 from ov2_core.errors import BadItemError
-from ov2_core.storage.commit import iter_commits
+from ov2_core.storage.commit import committed_shards, iter_commits
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import RUN_JSON, tar_rel
+from ov2_core.storage.layout import FEATURES_RECIPE, RUN_JSON, tar_rel
 from schemas.records import MediaRef, RecordOrigin, TrainingRecord
+from schemas.run import RunRecord
 from schemas.shard import CommittedSample
 from schemas.tokens import SampleRecord
 
@@ -29,8 +30,12 @@ def import_token_shards(path: str, *, source: str = "token-shards") -> Iterator[
     """
     root = absolute_uri(path)
     store = Store(root)
-    if not store.exists(RUN_JSON):
-        raise ValueError(f"{path}: no {RUN_JSON}; give the folder of a token run")
+    if store.exists(RUN_JSON):
+        run = RunRecord.model_validate_json(store.read_bytes(RUN_JSON))
+        if run.recipe == FEATURES_RECIPE:
+            raise ValueError(f"{path}: a feature run has no canvases; give the token run that it was made of")
+    elif not committed_shards(store):
+        raise ValueError(f"{path}: neither {RUN_JSON} nor a commit stands there; give the folder of a token run")
     for commit in iter_commits(store):
         if commit.tar_name is None:
             continue
