@@ -127,7 +127,8 @@ def read_parquet(file: str) -> Iterator[RawRow]:
     row = 0
     with _open(file) as stream:
         try:
-            # Without these two options a whole row group, often hundreds of MB of images, is read before the first row.
+            # Without these two options a whole row group, often hundreds of MB of images, is read before its first row. With
+            # them memory is bounded by a few pages, as large as their writer made them.
             table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
             for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
                 for index in range(batch.num_rows):

@@ -194,6 +194,24 @@ def test_parquet_rows_and_cells_agree(tmp_path: Path) -> None:
         read_parquet_cell(str(tmp_path / "a.parquet"), 5, "nothing")
 
 
+def test_parquet_memory_is_bounded_by_pages_not_by_the_row_group(tmp_path: Path) -> None:
+    blobs = [{"bytes": bytes([n]) * 8 + png(n) * 1000} for n in range(200)]
+    pq.write_table(
+        pa.table({"image": blobs}), tmp_path / "a.parquet", write_batch_size=4, compression="none", use_dictionary=False
+    )
+    size = (tmp_path / "a.parquet").stat().st_size
+    assert size > 14 << 20
+    pool = pa.proxy_memory_pool(pa.system_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(1 for _ in read_parquet(str(tmp_path / "a.parquet"))) == 200
+        peak = pool.max_memory()
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < peak < size / 2
+
+
 def test_parquet_row_with_a_broken_string_falls_alone(tmp_path: Path) -> None:
     broken = pa.Array.from_buffers(pa.string(), 3, pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary()).buffers())
     pq.write_table(pa.table({"a": broken}), tmp_path / "a.parquet")
