@@ -52,6 +52,8 @@ class LoadedSample:
     """As the stage says; None where it does not."""
     num_bytes: int
     """Read for it."""
+    tars: list[str]
+    """Path or URL of the tar of each medium."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,10 +122,11 @@ class IndexPacks:
             source=self._names[sample.source],
             id=sample.id,
             messages=list(sample.messages),
-            media=[visual for visual in stored],
+            media=stored,
             media_keys=[medium.key for medium in sample.media],
             num_tokens=sample.num_tokens,
             num_bytes=sum(medium.byte_size for medium in sample.media),
+            tars=[self._stores[self._tars[m.tar].run].url(self._tars[m.tar].name) for m in sample.media],
         )
 
     def _medium(self, medium: StageMedium, sample: StageSample, pack_key: str) -> Visual:
@@ -180,7 +183,7 @@ class ShardPacks:
                 raise ValueError("the index does not name it; write it anew")
             key, offset, size = row
             members = dict(split_slice(self._store.read_range(name, offset, offset + size), key=key))
-            return LoadedPack(number=number, key=key, samples=show_packed(members))
+            return LoadedPack(number=number, key=key, samples=show_packed(members, tar=self._store.url(name)))
         except (OSError, EOFError, ValueError, KeyError) as error:
             if is_transient(error):
                 raise
@@ -221,7 +224,7 @@ def split_slice(data: bytes, *, key: str) -> list[Member]:
     return members
 
 
-def show_packed(members: dict[str, bytes]) -> list[LoadedSample]:
+def show_packed(members: dict[str, bytes], *, tar: str) -> list[LoadedSample]:
     """Samples of one pack of a stage shard.
 
     Raises:
@@ -251,6 +254,7 @@ def show_packed(members: dict[str, bytes]) -> list[LoadedSample]:
                 media_keys=[medium.key for medium in media],
                 num_tokens=given.num_tokens if given is not None else None,
                 num_bytes=sum(len(members[name]) for name in [*names, *filter(None, positions)]),
+                tars=[tar] * len(media),
             )
         )
     return samples

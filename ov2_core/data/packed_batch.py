@@ -1,0 +1,216 @@
+"""Packs to model inputs: sequences side by side in a row, each with positions of its own, so that none sees another.
+
+Enters: loaded packs. Leaves: `PackedBatch`. The block structure is told three times, for whoever reads it: `position_ids` restart
+at each sample (what this model's forward needs: no mask beside them), `cu_seqlens` for variable-length attention, and
+`patch_group_lengths` for the encoder. Padding at a row's end is a segment of its own, without labels.
+
+Shapes: B packs, L tokens of the longest, S segments (samples and padding), P patches, D values of a patch, R grid rows, G groups.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ov2_core.data.read_pack import BadPackError, LoadedPack, LoadedSample
+from ov2_core.model.attention import group_lengths
+from ov2_core.model.chatml import IGNORE_INDEX, TextEncoder, lay_out
+from ov2_core.model.processor import LlavaOnevision2Processor, VisionInputs
+
+OnBad = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedPack:
+    """One pack as tensors, not padded."""
+
+    number: int
+    key: str
+    sample_ids: tuple[tuple[str, str], ...]
+    """(source, id) of each sample."""
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
+    input_ids: Tensor
+    """int64 [sum of lengths]."""
+    labels: Tensor
+    """int64, IGNORE_INDEX outside the assistants' tokens."""
+    vision: tuple[VisionInputs, ...]
+    num_bytes: int
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    """One step of one rank. `model(**batch.model_inputs())` takes it."""
+
+    keys: tuple[str, ...]
+    """Of the packs, in order."""
+    numbers: tuple[int, ...]
+    sample_ids: tuple[tuple[tuple[str, str], ...], ...]
+    """(source, id) of each sample of each pack."""
+    sample_lengths: tuple[tuple[int, ...], ...]
+    """Tokens of each sample of each pack."""
+    input_ids: Tensor
+    """int64 [B, L]."""
+    labels: Tensor
+    """int64 [B, L]; IGNORE_INDEX outside the assistants' tokens."""
+    position_ids: Tensor
+    """int64 [B, L]: from 0 in each sample, and in the padding."""
+    cu_seqlens: Tensor
+    """int32 [S + 1]: where segments begin in the rows laid end to end, and B x L."""
+    max_seqlen: int
+    """Tokens of the longest segment."""
+    pixel_values: Tensor | None
+    """[P, D], block order; uint8 where so asked (patches.normalise)."""
+    image_grid_thw: Tensor | None
+    """int64 [R, 3]."""
+    patch_positions: Tensor | None
+    """int64 [P, 3]: (t, h, w), block order."""
+    patch_group_lengths: Tensor | None
+    """int64 [G]: patches of each attention group of the encoder."""
+    windows_are_groups: bool
+    """Whether image_grid_thw alone tells the groups."""
+    num_tokens: int
+    """Without padding."""
+    num_bytes: int
+    """Read for it."""
+    skipped: Counter[str]
+    """Samples left out, by tar."""
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Arguments of the model's forward; patch_group_lengths only where the windows are not the groups."""
+        names = ["input_ids", "labels", "position_ids", "pixel_values", "image_grid_thw", "patch_positions"]
+        if not self.windows_are_groups:
+            names.append("patch_group_lengths")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
+        """On another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PackedBatch":
+        """In page-locked memory, for copies beside the computation."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Any) -> "PackedBatch":
+        return replace(
+            self, **{f.name: change(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        )
+
+
+class PackEncoder:
+    """Loaded packs to tensors, by the processor's own layout and patches. Thread-safe."""
+
+    def __init__(self, processor: LlavaOnevision2Processor, *, pixel_dtype: torch.dtype = torch.float32) -> None:
+        self.processor = processor
+        self.pixel_dtype = pixel_dtype
+        self._text = TextEncoder(processor.tokenizer)
+        self._lock = threading.Lock()  # a fast tokenizer must not be called by two threads at once
+
+    def encode(self, pack: LoadedPack, *, on_bad: OnBad) -> EncodedPack:
+        """Decodes and lays out every sample.
+
+        Raises:
+            BadPackError: a sample that cannot be decoded, or is not as long as the stage says, unless it is to be skipped.
+        """
+        ids: list[Tensor] = []
+        labels: list[Tensor] = []
+        vision: list[VisionInputs] = []
+        kept: list[LoadedSample] = []
+        skipped = Counter(pack.skipped)
+        for sample in pack.samples:
+            try:
+                made = self._sample(sample)
+            except ValueError as error:
+                tar = sample.tars[0] if sample.tars else "the stage's own text"
+                if on_bad == "skip":
+                    skipped[tar] += 1
+                    continue
+                raise BadPackError(
+                    f"{tar}: sample {sample.id} ({', '.join(sample.media_keys)}) of pack {pack.key} cannot be read: {error}",
+                    tar=tar,
+                ) from error
+            kept.append(sample)
+            ids.append(made[0])
+            labels.append(made[1])
+            if made[2] is not None:
+                vision.append(made[2])
+        empty = torch.zeros(0, dtype=torch.int64)
+        return EncodedPack(
+            number=pack.number,
+            key=pack.key,
+            sample_ids=tuple((sample.source, sample.id) for sample in kept),
+            lengths=tuple(len(part) for part in ids),
+            input_ids=torch.cat(ids) if ids else empty,
+            labels=torch.cat(labels) if ids else empty,
+            vision=tuple(vision),
+            num_bytes=sum(sample.num_bytes for sample in kept),
+            skipped=skipped,
+        )
+
+    def _sample(self, sample: LoadedSample) -> tuple[Tensor, Tensor, VisionInputs | None]:
+        runs = [visual.runs() for visual in sample.media]
+        system = self.processor.config.default_system
+        segments = lay_out(sample.messages, runs, default_system=system, for_generation=False)
+        with self._lock:
+            ids_L, labels_L = self._text.encode(segments)
+        if sample.num_tokens is not None and len(ids_L) != sample.num_tokens:
+            raise ValueError(
+                f"it has {len(ids_L)} tokens here, {sample.num_tokens} in the stage; build the stage with this processor"
+            )
+        vision = None
+        if sample.media:
+            vision = self.processor.encode_vision(sample.media, pixel_dtype=self.pixel_dtype)
+        return torch.from_numpy(ids_L), torch.from_numpy(labels_L), vision
+
+    def collate(self, packs: Sequence[EncodedPack], *, pad_to: int | None = None) -> PackedBatch:
+        """Packs to a batch; rows are as long as the longest pack, or `pad_to`.
+
+        Raises:
+            ValueError: a pack is longer than pad_to.
+        """
+        longest = max((len(pack.input_ids) for pack in packs), default=0)
+        length = longest if pad_to is None else pad_to
+        if longest > length:
+            raise ValueError(
+                f"a pack has {longest} tokens, pad_to is {length}; raise it to the stage's sequence_length"
+            )
+        ids = torch.full((len(packs), length), self.processor.pad_token_id)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        positions = torch.zeros_like(ids)
+        segments: list[int] = []
+        for row, pack in enumerate(packs):
+            num = len(pack.input_ids)
+            ids[row, :num], labels[row, :num] = pack.input_ids, pack.labels
+            lengths = [*pack.lengths, *([length - num] if num < length else [])]
+            if lengths:
+                positions[row] = torch.cat([torch.arange(n) for n in lengths])
+            segments += lengths
+        vision = [part for pack in packs for part in pack.vision]
+        joined: dict[str, Any] = {
+            f.name: torch.cat([getattr(part, f.name) for part in vision]) if vision else None
+            for f in fields(VisionInputs)
+        }
+        window = self.processor.config.window_images
+        grid, groups = joined["image_grid_thw"], joined["patch_group_lengths"]
+        return PackedBatch(
+            keys=tuple(pack.key for pack in packs),
+            numbers=tuple(pack.number for pack in packs),
+            sample_ids=tuple(pack.sample_ids for pack in packs),
+            sample_lengths=tuple(pack.lengths for pack in packs),
+            input_ids=ids,
+            labels=labels,
+            position_ids=positions,
+            cu_seqlens=torch.tensor([0, *segments]).cumsum(0).to(torch.int32),
+            max_seqlen=max(segments, default=0),
+            windows_are_groups=grid is None
+            or group_lengths(grid.tolist(), frame_windows_size=window) == groups.tolist(),
+            num_tokens=sum(sum(pack.lengths) for pack in packs),
+            num_bytes=sum(pack.num_bytes for pack in packs),
+            skipped=sum((pack.skipped for pack in packs), Counter()),
+            **joined,
+        )
