@@ -12,7 +12,11 @@ from ov2_core.model.processor import LlavaOnevision2Processor
 if TYPE_CHECKING:
     from ov2_core.generate import load
 
+Config = LlavaOnevision2Config
+"""The short name: `Config.from_preset("tiny" | "2b" | "4b" | "8b")`."""
+
 __all__ = [
+    "Config",
     "LlavaOnevision2Config",
     "LlavaOnevision2ForConditionalGeneration",
     "LlavaOnevision2Model",
