@@ -153,10 +153,10 @@ def table_text(report: dict[str, Any]) -> str:
         f"Measured {report['date']} on {report['cpu']}, {report['usable_cpus']} usable CPUs ({first['device']}), "
         f"{report['dtype']}, {report['kind']}; load average {load[0]:.1f} before and {load[1]:.1f} after. The released encoder's "
         f"width with {report['layers']} layers and its connector, random weights. Matmul is the rate of matrix products of the "
-        "same minutes (timed before every layer, their seconds taken off; on a GPU the best before and after), in TFLOP/s; the share "
-        f"is of that, the median, least and most of {report['repeats']} passes. Best is the best product seen in any moment, which on "
-        "a busy machine the encoder had no chance to reach. Memory is the peak above weights and start, input and output included"
-        + (" (times what a backward pass must keep)." if report["kind"] == "training" else "."),
+        "same minutes, in TFLOP/s (timed before every layer, their seconds taken off; on a GPU the best before and after); the "
+        f"share is of that, the median, least and most of {report['repeats']} passes. Best is the best product seen in any moment, "
+        "which on a busy machine the encoder had no chance to reach. Memory is the peak above weights and start, input and output "
+        "included" + (" (times what a backward pass must keep)." if report["kind"] == "training" else "."),
         "",
         _line(HEADER),
         _line(["---"] + ["---:"] * (len(HEADER) - 1)),
