@@ -111,7 +111,8 @@ def _matched(users: list[str], kinds: Sequence[MediaKind], repairs: list[str]) -
     marks = [f"<{kind}>" for kind in kinds]
     if not found:
         repairs.append("placeholder_added")
-        return ["\n".join([*marks, users[0]] if users[0].strip() else marks), *users[1:]]
+        question = users[0].lstrip()
+        return ["\n".join([*marks, question] if question else marks), *users[1:]]
     uniform = len(set(kinds)) == 1
     if len(found) == 1 and len(kinds) > 1 and uniform:
         repairs.append("placeholder_expanded")

@@ -34,6 +34,12 @@ def test_names_and_options_are_checked_at_once(tmp_path: Path) -> None:
         open_importer("llava-video", "x", root="y")
 
 
+@pytest.mark.parametrize("name", importer_names())
+def test_every_importer_takes_a_source_and_names_a_missing_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        list(open_importer(name, str(tmp_path / "nowhere"), source="mine"))
+
+
 def test_manifest_rows_keep_their_ids_and_keys(tmp_path: Path) -> None:
     rows: list[Any] = [
         {"video": "a.mp4", "id": "one", "caption": "A dog.", "start": 1, "end": 3, "source": "pets", "tags": ["t"]},
@@ -81,6 +87,8 @@ def test_own_records_go_round(tmp_path: Path) -> None:
     first = records(read("finevision", write_parquet(tmp_path / "a.parquet", rows)))
     assert write_records(str(tmp_path / "r.jsonl"), first) == 3
     assert records(read("records", tmp_path / "r.jsonl")) == first
+    renamed = records(read("records", tmp_path / "r.jsonl", source="mine"))
+    assert [(record.id, record.source) for record in renamed] == [(record.id, "mine") for record in first]
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     broken = json.loads(lines[1]) | {"modality": "video"}
     write_json_lines(tmp_path / "r.jsonl", [lines[0], json.dumps(broken), lines[2]])
