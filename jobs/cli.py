@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs import doctor as doctor_checks
+from jobs.curriculum_commands import add_curriculum_commands
 from jobs.encode_command import add_encode_command
 from jobs.model_commands import add_model_commands
 from jobs.summary import plan_text, tokenize_text, verify_text
@@ -346,6 +347,7 @@ def _errors() -> Iterator[None]:
 
 add_model_commands(app, _errors)
 add_encode_command(app, _errors)
+add_curriculum_commands(app, _errors)
 
 if __name__ == "__main__":
     main()

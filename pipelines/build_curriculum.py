@@ -104,6 +104,7 @@ def build_curriculum(
     claim_run(store, _run_record(config, options, states, tokenizer_digest))
     if store.exists(STAGE_JSON):
         log.info("%s is finished already", store.root)
+        _remove_work(store, states)
         return load_stage(store)
     with session(run_options):
         counts = _measure_enough(store, config, options, run_options, states)

@@ -117,7 +117,7 @@ class IndexPacks:
         pass
 
     def _sample(self, sample: StageSample, pack_key: str) -> LoadedSample:
-        stored = [self._medium(medium, sample, pack_key) for medium in sample.media]
+        stored = [self._show(medium, sample, pack_key) for medium in sample.media]
         return LoadedSample(
             source=self._names[sample.source],
             id=sample.id,
@@ -129,7 +129,19 @@ class IndexPacks:
             tars=[self._stores[self._tars[m.tar].run].url(self._tars[m.tar].name) for m in sample.media],
         )
 
-    def _medium(self, medium: StageMedium, sample: StageSample, pack_key: str) -> Visual:
+    def _show(self, medium: StageMedium, sample: StageSample, pack_key: str) -> Visual:
+        found = self.read_medium(medium, sample, pack_key)
+        try:
+            return show_sample(found)
+        except (ValueError, KeyError) as error:
+            tar = self._tars[medium.tar]
+            url = self._stores[tar.run].url(tar.name)
+            raise BadPackError(
+                f"{url}: sample {medium.key} of pack {pack_key} cannot be read: {error}", tar=url
+            ) from error
+
+    def read_medium(self, medium: StageMedium, sample: StageSample, pack_key: str) -> StoredSample:
+        """A medium's sample as it lies in its token shard. Raises BadPackError."""
         tar = self._tars[medium.tar]
         store = self._stores[tar.run]
         where = f"{store.url(tar.name)}: sample {medium.key} of pack {pack_key} ({sample.id})"
@@ -138,7 +150,7 @@ class IndexPacks:
             found = StoredSample(key=medium.key, tar_name=tar.name, members=split_slice(data, key=medium.key))
             if key_of(found.record.provenance.id) != medium.key or found.record.media != medium.kind:
                 raise ValueError(f"its KEY.json is of a {found.record.media} {found.record.provenance.id!r}")
-            return show_sample(found)
+            return found
         except (OSError, EOFError, ValueError, KeyError, ValidationError) as error:
             if is_transient(error):
                 raise

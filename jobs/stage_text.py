@@ -1,0 +1,42 @@
+"""What the commands say of a stage."""
+
+from jobs.summary import line_text, size_text
+from ov2_core.storage.files import Store
+from schemas.stage import StageRecord, StageSource
+
+
+def stage_text(record: StageRecord, store: Store) -> str:
+    """Mixture as asked against as built, packing, what was left out."""
+    packing = record.packing
+    total = max(packing.num_samples, 1)
+    lines = [
+        line_text("stage", f"{record.recipe} version {record.recipe_version}, seed {record.seed}, {record.form}"),
+        line_text(
+            "packs",
+            f"{packing.num_packs:,} of {packing.sequence_length:,} tokens, fill {packing.fill:.2%}, "
+            f"{packing.num_samples / max(packing.num_packs, 1):.1f} samples a pack (most {packing.max_samples})",
+        ),
+        line_text("tokens", f"{packing.num_tokens:,} in {packing.num_samples:,} samples"),
+        *(line_text(source.name, source_text(source, total)) for source in record.sources),
+    ]
+    if record.missing_slots:
+        lines.append(line_text("not filled", ", ".join(record.missing_slots)))
+    lines.append(line_text("written", store.root))
+    return "\n".join(lines)
+
+
+def source_text(source: StageSource, total: int) -> str:
+    """One source: asked, built, left out."""
+    asked = f"count {source.count:,}" if source.count is not None else f"weight {source.weight:g}"
+    text = (
+        f"{asked} -> {source.num_samples:,} samples ({source.num_samples / total:.2%}), {source.num_tokens:,} tokens, "
+        f"{size_text(source.num_bytes)}"
+    )
+    if source.num_rounds_cut:
+        text += f"; {source.num_rounds_cut:,} rounds cut"
+    left_out = dict(source.dropped)
+    if source.num_quarantined:
+        left_out["bad rows"] = source.num_quarantined
+    if left_out:
+        text += "; left out: " + ", ".join(f"{reason} {num:,}" for reason, num in left_out.items())
+    return text
