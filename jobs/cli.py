@@ -242,6 +242,17 @@ def bench_tokenizer(context: typer.Context) -> None:
         raise typer.Exit(bench_main(list(context.args)) or 0)
 
 
+@bench_app.command(
+    "encoder", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_encoder(context: typer.Context) -> None:
+    """Rates and memory of the vision encoder by group length, held against matrix products. --help tells its options."""
+    with _errors():
+        from jobs.bench_encoder import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
 def main() -> None:
     """Entry point of the command `ov2`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
