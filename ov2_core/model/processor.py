@@ -228,17 +228,20 @@ class LlavaOnevision2Processor:
         for_generation: bool = False,
         recipe: Recipe = DEFAULT_RECIPE,
         pixel_dtype: torch.dtype = torch.float32,
+        pixels: bool = True,
     ) -> EncodedSample:
         """One sample.
 
         Args:
             media: one medium, several in the order of their placeholders, or None.
             messages: the conversation; one <video> or <image> in its user turns for each medium. By default that of a
-                StoredSample.
+                StoredSample or StoredFeatures.
             prompt: in place of messages: a question, asked after the media.
             for_generation: leave the last answer out and end on an open assistant turn.
             recipe: how a path to a video is tokenized.
             pixel_dtype: of pixel_values; torch.uint8 leaves normalising to the device (patches.normalise).
+            pixels: False leaves the encoder's inputs out: the model gets stored features instead, from StoredFeatures'
+                `model_inputs()`, and no image is decoded.
 
         Raises:
             ValueError: placeholders and media differ (both counts are named), no text, or a medium that does not fit.
@@ -259,7 +262,7 @@ class LlavaOnevision2Processor:
         return EncodedSample(
             input_ids=torch.from_numpy(ids_L),
             labels=torch.from_numpy(labels_L),
-            vision=self.encode_vision(visuals, pixel_dtype=pixel_dtype) if visuals else None,
+            vision=self.encode_vision(visuals, pixel_dtype=pixel_dtype) if visuals and pixels else None,
         )
 
     def encode_vision(self, visuals: Sequence[Visual], *, pixel_dtype: torch.dtype = torch.float32) -> VisionInputs:

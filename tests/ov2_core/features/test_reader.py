@@ -49,10 +49,15 @@ def test_forward_with_features_equals_forward_with_pixels(
     options = EncodeOptions(model=str(tiny_model), stage=stage, dtype=dtype, tokens_per_batch=100)
     extract_features(Store(token_run), Store(tmp_path), options, INLINE)
     worst = 0.0
+    processor = LlavaOnevision2Processor(byte_tokenizer())
     with FeatureReader(tmp_path, encoder_digest=encoder_digest(tiny_model, stage=stage)) as reader, torch.no_grad():
         assert len(reader) == len(batches)
         for stored in reader:
             batch = batches[stored.key]
+            text = processor.encode(stored, pixels=False)
+            assert text.vision is None
+            assert torch.equal(text.input_ids, batch["input_ids"][0]), "the feature run alone tells the text"
+            assert torch.equal(text.labels, batch["labels"][0])
             pixels = {name: batch[name] for name in ("pixel_values", "image_grid_thw", "patch_positions")}
             want = model(input_ids=tiny_ids(batch), **pixels).logits
             got = model(input_ids=tiny_ids(batch), **stored.model_inputs()).logits
