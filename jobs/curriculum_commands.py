@@ -8,7 +8,7 @@ import typer
 
 from jobs.model_commands import need_torch
 from jobs.recipes import stage as named_stage
-from jobs.stage_text import stage_text
+from jobs.stage_text import check_lines, stage_text
 from ov2_core.data.stage_config import with_settings
 from ov2_core.storage.files import Store
 from pipelines.options import RunOptions
@@ -19,6 +19,7 @@ EXIT_INVALID = 1
 
 def add_curriculum_commands(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]]) -> None:
     """Adds the commands; `errors` turns exceptions into messages and exit codes."""
+    add_stage_commands(app, errors)
 
     @app.command()
     def curriculum(
@@ -82,3 +83,76 @@ def add_curriculum_commands(app: typer.Typer, errors: Callable[[], AbstractConte
                 ),
             )
             print(stage_text(record, store))
+
+
+Stage = Annotated[str, typer.Argument(help="STAGE: a folder that `ov2 curriculum` made; a path or an fsspec URL.")]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option(help="OLD=NEW: a folder of token runs that lies elsewhere than when the stage was built. Repeatable."),
+]
+
+
+def add_stage_commands(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]]) -> None:
+    """Adds `ov2 stage ...`."""
+    stage_app = typer.Typer(help="Look at a stage.", no_args_is_help=True)
+    app.add_typer(stage_app, name="stage")
+
+    @stage_app.command()
+    def inspect(
+        stage: Stage,
+        pack: Annotated[int | None, typer.Argument(help="A pack's number: show its samples.")] = None,
+        moved: Moved = None,
+    ) -> None:
+        """What a stage is made of, or one of its packs."""
+        with errors():
+            need_torch()
+            from ov2_core.data.read_pack import open_packs
+            from ov2_core.data.stage import load_stage
+            from ov2_core.data.stage_report import describe_pack
+
+            store = Store(stage)
+            record = load_stage(store)
+            if pack is None:
+                print(stage_text(record, store))
+                return
+            if not 0 <= pack < record.packing.num_packs:
+                raise ValueError(f"{stage} has packs 0..{record.packing.num_packs - 1}, got {pack}")
+            packs = open_packs(store, record, moved=_moved(moved))
+            print(describe_pack(packs.load(pack, skip_bad=False)))
+            packs.close()
+
+    @stage_app.command()
+    def verify(
+        stage: Stage,
+        quick: Annotated[bool, typer.Option("--quick", help="The index and the tars' sizes; no tar is read.")] = False,
+        model: Annotated[
+            str | None, typer.Option(help="Count every sample's tokens anew with this folder's tokenizer.")
+        ] = None,
+        moved: Moved = None,
+    ) -> None:
+        """Prove that a stage holds what stage.json says, and that each of its samples can be read."""
+        with errors():
+            need_torch()
+            from ov2_core.data.verify_stage import verify_stage
+            from ov2_core.model.processor import LlavaOnevision2Processor
+
+            processor = None if model is None else LlavaOnevision2Processor.from_pretrained(model)
+            found = verify_stage(Store(stage), deep=not quick, moved=_moved(moved), processor=processor)
+            print("\n".join(check_lines(found)))
+        raise typer.Exit(0 if found.ok else EXIT_INVALID)
+
+    @stage_app.command()
+    def report(stage: Stage, moved: Moved = None) -> None:
+        """Write STAGE/stage.html: mixture, token budget, packing, and samples with their text and pictures."""
+        with errors():
+            need_torch()
+            from ov2_core.data.stage_report import write_stage_report
+
+            print(write_stage_report(Store(stage), moved=_moved(moved)))
+
+
+def _moved(texts: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts or []]
+    if any(not old or not new for old, _, new in pairs):
+        raise ValueError(f"--moved expects OLD=NEW, got {texts}")
+    return {old: new for old, _, new in pairs}

@@ -1,8 +1,13 @@
 """What the commands say of a stage."""
 
+from typing import TYPE_CHECKING
+
 from jobs.summary import line_text, size_text
 from ov2_core.storage.files import Store
 from schemas.stage import StageRecord, StageSource
+
+if TYPE_CHECKING:
+    from ov2_core.data.verify_stage import StageCheck
 
 
 def stage_text(record: StageRecord, store: Store) -> str:
@@ -23,6 +28,16 @@ def stage_text(record: StageRecord, store: Store) -> str:
         lines.append(line_text("not filled", ", ".join(record.missing_slots)))
     lines.append(line_text("written", store.root))
     return "\n".join(lines)
+
+
+def check_lines(check: "StageCheck") -> list[str]:
+    """What `ov2 stage verify` found."""
+    lines = [
+        line_text("packs", f"{check.num_packs:,} packs, {check.num_samples:,} samples, {check.num_tokens:,} tokens"),
+        *([line_text("decoded", f"{check.num_images:,} images")] if check.num_images else []),
+        *(f"  {error}" for error in check.errors),
+    ]
+    return [*lines, "OK: the stage holds what it says" if check.ok else f"INVALID: {len(check.errors)} findings"]
 
 
 def source_text(source: StageSource, total: int) -> str:

@@ -73,6 +73,23 @@ def part_rel(part: int) -> str:
     return f"packs/part-{part:05d}.parquet"
 
 
+class StageDigest:
+    """The stage's identity: what its packs say and what the tars hold, wherever they lie."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add_pack(self, pack: StagePack) -> None:
+        """Packs in order."""
+        self._sha256.update(canonical_json(pack) + b"\n")
+
+    def finish(self, tars: Sequence[StageTar]) -> str:
+        """Hex."""
+        for tar in tars:
+            self._sha256.update(f"{tar.number}\0{tar.digest}\0{tar.num_bytes}\n".encode())
+        return self._sha256.hexdigest()
+
+
 @dataclass(slots=True)
 class StageWritten:
     """What write_packs leaves."""
@@ -97,7 +114,7 @@ def write_packs(
     """
     if packs_per_part % packs_per_block:
         raise ValueError(f"packs_per_part ({packs_per_part}) must be a multiple of packs_per_block ({packs_per_block})")
-    digest = hashlib.sha256()
+    digest = StageDigest()
     written = StageWritten()
     sink, parquet, in_part = io.BytesIO(), None, 0
     for block in _chunks(packs, packs_per_block):
@@ -105,7 +122,7 @@ def write_packs(
             sink, in_part = io.BytesIO(), 0
             parquet = pq.ParquetWriter(sink, _PACKS, compression="zstd")
         for pack in block:
-            digest.update(canonical_json(pack) + b"\n")
+            digest.add_pack(pack)
         parquet.write_table(pa.Table.from_pylist([_row(pack) for pack in block], schema=_PACKS))
         written.num_packs += len(block)
         in_part += len(block)
@@ -115,13 +132,11 @@ def write_packs(
     if parquet is not None:
         _finish_part(store, parquet, sink, written.num_packs, packs_per_part)
     named = tars()
-    for tar in named:
-        digest.update(f"{tar.number}\0{tar.digest}\0{tar.num_bytes}\n".encode())
     sink = io.BytesIO()
     rows = [tar.model_dump(exclude={"schema_version"}) for tar in named]
     pq.write_table(pa.Table.from_pylist(rows, schema=_TARS), sink)
     store.write_bytes(TARS_PARQUET, sink.getvalue())
-    written.digest = digest.hexdigest()
+    written.digest = digest.finish(named)
     return written
 
 
