@@ -23,7 +23,7 @@ import torch
 
 from ov2_core.data.lengths import layout_digest
 from ov2_core.data.order import PackOrder, Reading, Shuffle, Step
-from ov2_core.data.packed_batch import EncodedPack, OnBad, PackedBatch, PackEncoder
+from ov2_core.data.packed_batch import LoadedBatch, OnBad, PackDecoder, PackedBatch, PackEncoder
 from ov2_core.data.read_pack import open_packs
 from ov2_core.data.stage import STAGE_JSON, load_stage
 from ov2_core.model.processor import LlavaOnevision2Processor
@@ -35,7 +35,7 @@ STATE_VERSION = 1
 
 
 class StageLoader:
-    """An iterable of PackedBatch. One iteration at a time: a new one ends the last. A context manager."""
+    """An iterable of PackedBatch; without a processor, of LoadedBatch. One iteration at a time, a new one ends the last."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class StageLoader:
         world_size: int = 1,
         num_workers: int = 4,
         seed: int = 0,
-        processor: LlavaOnevision2Processor | str | os.PathLike[str],
+        processor: LlavaOnevision2Processor | str | os.PathLike[str] | None = None,
         endless: bool = False,
         drop_last: bool = False,
         mixed_blocks: int = 16,
@@ -62,7 +62,8 @@ class StageLoader:
             path: STAGE, local or any fsspec URL: an index, stage shards, or a folder of such shards with an Energon index alone.
             batch_size: packs of this rank and step.
             num_workers: threads; 0: everything in the caller's.
-            processor: or the folder of one. The stage must have been built with an equal one.
+            processor: or the folder of one; batches are then tensors (PackedBatch). The stage must have been built with an equal
+                one. None: batches are conversations with decoded pictures (LoadedBatch).
             endless: epochs follow each other without a seam. Else an iteration ends with its epoch, whose last step may be smaller
                 (evenly so: a rank has at most one pack more than another, and may have none).
             drop_last: leave out what does not fill a last step.
@@ -80,10 +81,14 @@ class StageLoader:
         self.record: StageRecord | None = load_stage(self.store) if self.store.exists(STAGE_JSON) else None
         self.processor = (
             processor
-            if isinstance(processor, LlavaOnevision2Processor)
+            if processor is None or isinstance(processor, LlavaOnevision2Processor)
             else LlavaOnevision2Processor.from_pretrained(processor)
         )
-        if self.record is not None and self.record.tokenizer_digest != layout_digest(self.processor):
+        if (
+            self.record is not None
+            and self.processor is not None
+            and self.record.tokenizer_digest != layout_digest(self.processor)
+        ):
             raise ValueError(
                 f"{self.store.root} was built with another tokenizer, system line or patch size than this one; token counts "
                 "would differ: give the processor of --model, or build the stage anew"
@@ -105,7 +110,9 @@ class StageLoader:
             raise ValueError(
                 f"drop_last leaves nothing: a step takes {self.reading.global_batch} packs, the stage has {len(self._packs)}"
             )
-        self._encoder = PackEncoder(self.processor, pixel_dtype=pixel_dtype)
+        self._encoder: Any = PackDecoder()
+        if self.processor is not None:
+            self._encoder = PackEncoder(self.processor, pixel_dtype=pixel_dtype)
         self._num_workers, self._on_bad, self._pad_to = num_workers, on_bad, pad_to
         self._prefetch_packs = max(batch_size, 2 * num_workers if prefetch_packs is None else prefetch_packs)
         self._cursor = 0
@@ -157,7 +164,7 @@ class StageLoader:
         self._iteration += 1
         self._cursor = int(state["cursor"])
 
-    def __iter__(self) -> Iterator[PackedBatch]:
+    def __iter__(self) -> Iterator[Any]:
         self._iteration += 1
         return self._batches(self._iteration)
 
@@ -175,10 +182,10 @@ class StageLoader:
     ) -> None:
         self.close()
 
-    def _batches(self, iteration: int) -> Iterator[PackedBatch]:
+    def _batches(self, iteration: int) -> Iterator[Any]:
         steps = self.reading.steps(self._cursor)
         end = self.reading.epoch_end(self._cursor)
-        ahead: deque[tuple[Step, list[Future[EncodedPack]]]] = deque()
+        ahead: deque[tuple[Step, list[Future[Any]]]] = deque()
         num_ahead = 0
         try:
             for step in steps:
@@ -203,15 +210,17 @@ class StageLoader:
             if iteration == self._iteration:
                 self._stop_pool()
 
-    def _deliver(self, step: Step, futures: list[Future[EncodedPack]]) -> PackedBatch:
-        batch = self._encoder.collate([future.result() for future in futures], pad_to=self._pad_to)
+    def _deliver(self, step: Step, futures: list[Future[Any]]) -> PackedBatch | LoadedBatch:
+        batch: PackedBatch | LoadedBatch = self._encoder.collate(
+            [future.result() for future in futures], pad_to=self._pad_to
+        )
         self.skipped.update(batch.skipped)
         self._cursor = step.cursor
         return batch
 
-    def _start(self, number: int) -> Future[EncodedPack]:
+    def _start(self, number: int) -> Future[Any]:
         if self._num_workers == 0:
-            future: Future[EncodedPack] = Future()
+            future: Future[Any] = Future()
             try:
                 future.set_result(self._make(number))
             except Exception as error:
@@ -221,7 +230,7 @@ class StageLoader:
             self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="stage-loader")
         return self._pool.submit(self._make, number)
 
-    def _make(self, number: int) -> EncodedPack:
+    def _make(self, number: int) -> Any:
         loaded = self._packs.load(number, skip_bad=self._on_bad == "skip")
         return self._encoder.encode(loaded, on_bad=self._on_bad)
 

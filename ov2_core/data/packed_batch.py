@@ -20,6 +20,7 @@ from ov2_core.data.read_pack import BadPackError, LoadedPack, LoadedSample
 from ov2_core.model.attention import group_lengths
 from ov2_core.model.chatml import IGNORE_INDEX, TextEncoder, lay_out
 from ov2_core.model.processor import LlavaOnevision2Processor, VisionInputs
+from ov2_core.model.visual import Visual
 
 OnBad = Literal["raise", "skip"]
 
@@ -102,6 +103,41 @@ class PackedBatch:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedBatch:
+    """One step of one rank without a processor: conversations, and pictures that are decoded already."""
+
+    keys: tuple[str, ...]
+    numbers: tuple[int, ...]
+    packs: tuple[LoadedPack, ...]
+    num_bytes: int
+    skipped: Counter[str]
+
+
+class PackDecoder:
+    """Loaded packs with their pictures decoded. Thread-safe."""
+
+    def encode(self, pack: LoadedPack, *, on_bad: OnBad) -> LoadedPack:
+        """Raises BadPackError for a picture that cannot be decoded, unless its sample is to be skipped."""
+        decoded = LoadedPack(number=pack.number, key=pack.key, samples=[], skipped=Counter(pack.skipped))
+        for sample in pack.samples:
+            try:
+                decoded.samples.append(replace(sample, media=[_decoded(visual) for visual in sample.media]))
+            except ValueError as error:
+                _blame(sample, pack, error, decoded.skipped, on_bad)
+        return decoded
+
+    def collate(self, packs: Sequence[LoadedPack], *, pad_to: int | None = None) -> LoadedBatch:
+        """Packs side by side."""
+        return LoadedBatch(
+            keys=tuple(pack.key for pack in packs),
+            numbers=tuple(pack.number for pack in packs),
+            packs=tuple(packs),
+            num_bytes=sum(sample.num_bytes for pack in packs for sample in pack.samples),
+            skipped=sum((pack.skipped for pack in packs), Counter()),
+        )
+
+
 class PackEncoder:
     """Loaded packs to tensors, by the processor's own layout and patches. Thread-safe."""
 
@@ -126,14 +162,8 @@ class PackEncoder:
             try:
                 made = self._sample(sample)
             except ValueError as error:
-                tar = sample.tars[0] if sample.tars else "the stage's own text"
-                if on_bad == "skip":
-                    skipped[tar] += 1
-                    continue
-                raise BadPackError(
-                    f"{tar}: sample {sample.id} ({', '.join(sample.media_keys)}) of pack {pack.key} cannot be read: {error}",
-                    tar=tar,
-                ) from error
+                _blame(sample, pack, error, skipped, on_bad)
+                continue
             kept.append(sample)
             ids.append(made[0])
             labels.append(made[1])
@@ -214,3 +244,18 @@ class PackEncoder:
             skipped=sum((pack.skipped for pack in packs), Counter()),
             **joined,
         )
+
+
+def _decoded(visual: Visual) -> Visual:
+    return replace(visual, image=list(visual.images()).__getitem__)
+
+
+def _blame(sample: LoadedSample, pack: LoadedPack, error: ValueError, skipped: Counter[str], on_bad: OnBad) -> None:
+    """Counts a sample that cannot be decoded, or raises BadPackError."""
+    tar = sample.tars[0] if sample.tars else "the stage's own text"
+    if on_bad == "raise":
+        raise BadPackError(
+            f"{tar}: sample {sample.id} ({', '.join(sample.media_keys)}) of pack {pack.key} cannot be read: {error}",
+            tar=tar,
+        ) from error
+    skipped[tar] += 1

@@ -136,6 +136,19 @@ def test_a_batch_holds_its_samples_as_the_processor_encodes_them(stages: Path, p
     assert num_samples == 30
 
 
+@pytest.mark.parametrize("name", ["index", "shards"])
+def test_without_a_processor_batches_are_conversations_with_pictures(stages: Path, processor: Any, name: str) -> None:
+    loader = StageLoader(stages / name, batch_size=2, rank=0, world_size=1, num_workers=2, seed=0)
+    batches = list(loader)
+    tensors = {b.keys[0]: b for b in open_loader(stages, processor, name, mixed_blocks=16)}
+    assert keys_of(batches) == list(tensors)
+    for pack in (pack for batch in batches for pack in batch.packs):
+        ids = [processor.encode(s.media, messages=s.messages).input_ids for s in pack.samples]
+        assert torch.equal(torch.cat(ids), tensors[pack.key].input_ids[0])
+        for visual in (visual for sample in pack.samples for visual in sample.media):
+            assert visual.image(0) is visual.image(0)
+
+
 def test_packed_samples_do_not_see_each_other(stages: Path, processor: Any, tiny_model: Path) -> None:
     from ov2_core.model import LlavaOnevision2ForConditionalGeneration
 
