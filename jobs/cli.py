@@ -253,6 +253,17 @@ def bench_encoder(context: typer.Context) -> None:
         raise typer.Exit(bench_main(list(context.args)) or 0)
 
 
+@bench_app.command(
+    "loader", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_loader(context: typer.Context) -> None:
+    """The loader against a bare tar read, webdataset and Energon, and the packing. --help tells its options."""
+    with _errors():
+        from jobs.bench_loader import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
 def main() -> None:
     """Entry point of the command `ov2`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
