@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -39,6 +40,9 @@ from pipelines.extract_features import (
 from pipelines.options import RunOptions
 from pipelines.progress import Counters
 from pipelines.scheduling import DeadlinePolicy, RunStoppedError, Verdict
+
+PROCESSES = multiprocessing.get_context("forkserver")  # pytest's own process has threads: no fork of it
+PROCESSES.set_forkserver_preload(["pipelines.extract_features", "ov2_core.features.reader", "ov2_core.storage.verify"])
 
 ON_RAY = RunOptions(workers=2, progress="off", deadlines=DeadlinePolicy(base_seconds=20, factor=1))
 KEYS = ["clip-0", "clip-1", "still", "clip-2", "clip-3", "clip-4"]
@@ -389,6 +393,11 @@ def test_killed_worker_and_killed_driver_leave_the_same_bytes(
     assert Store(run).list("attempts") == []
 
 
+def _encode_and_die(source: str, run: str, options: EncodeOptions, point: str) -> None:
+    os.environ["OV2_FAILPOINT"] = point
+    extract_features(Store(source), Store(run), options, INLINE)
+
+
 @pytest.mark.parametrize(
     "point", [*FAILPOINTS, "before_tar", "after_tar", "before_commit", "before_publish", "mid_index"]
 )
@@ -397,16 +406,10 @@ def test_a_kill_at_any_failpoint_is_mended_by_the_same_call(
 ) -> None:
     """Without Ray the whole process dies, as when a machine does."""
     run = tmp_path / "run"
-    pid = os.fork()
-    if pid == 0:
-        os.environ["OV2_FAILPOINT"] = point
-        try:
-            extract_features(Store(token_run), Store(run), options, INLINE)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status), status
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    process = PROCESSES.Process(target=_encode_and_die, args=(str(token_run), str(run), options, point))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
     extract_features(Store(token_run), Store(run), options, INLINE)
     assert published(run) == published(reference)
     assert verify_run(Store(run)).errors == []
