@@ -26,6 +26,8 @@ import numpy as np
 
 from ov2_core import config as configs
 from ov2_core.data.chunks import (
+    OWN_RUN,
+    STILLS_DIR,
     WORK_DIR,
     Chunk,
     ChunkDone,
@@ -43,7 +45,7 @@ from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
-from pipelines.run_identity import claim_run, code_version
+from pipelines.run_identity import RUN_JSON, claim_run, code_version
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
 from schemas.run import RunRecord
 from schemas.stage import StageRecord
@@ -107,7 +109,10 @@ def build_curriculum(
         _remove_work(store, states)
         return load_stage(store)
     with session(run_options):
-        counts = _measure_enough(store, config, options, run_options, states)
+        try:
+            counts = _measure_enough(store, config, options, run_options, states)
+        except ValueError as error:
+            raise ValueError(_give_up(store, states, error)) from error
         record = assemble(
             store,
             config,
@@ -119,10 +124,27 @@ def build_curriculum(
             from pipelines.materialize_stage import materialize
 
             record = materialize(store, record, shard_bytes=options.shard_bytes, run_options=run_options)
+    _remove_unnamed_stills(store)
     failpoint("before_stage_json")
     store.write_bytes(STAGE_JSON, (record.model_dump_json(indent=2) + "\n").encode())
     _remove_work(store, states)
     return record
+
+
+def _give_up(store: Store, states: Sequence["SourceState"], error: ValueError) -> str:
+    """These sources make no such stage: says what is missing, and frees the folder for others. The error's text."""
+    from ov2_core.data.assemble import write_dropped
+
+    manifests = write_dropped(store, [state.part(0) for state in states])
+    _remove_work(store, states)
+    store.remove(RUN_JSON)
+    slots = {state.spec.name: state.spec.slot for state in states}
+    hints = [
+        f"\n  media in no token run: ov2 tokenize --manifest {store.url(rel)} "
+        f"--recipe {slots[rel.removeprefix('missing/').removesuffix('.jsonl')].tokenize_recipe} --out RUN, then `shards: RUN`"
+        for rel in manifests
+    ]
+    return f"{error}; all that was left out stands in {store.url('dropped.jsonl')}{''.join(hints)}"
 
 
 class SourceState:
@@ -139,7 +161,8 @@ class SourceState:
 
     def items(self) -> Iterator[ImportedItem]:
         """The source, read anew."""
-        return open_importer(self.spec.importer, self.spec.path, source=self.spec.name, **self.spec.options)
+        options = {"source": self.spec.name, **self.spec.options}
+        return open_importer(self.spec.importer, self.spec.path, **options)
 
     def learn(self) -> None:
         """First pass: hashes of the ids, and the rows that the importer refuses."""
@@ -439,6 +462,17 @@ class ChunkFeed:
             else:
                 parts += there
         return parts
+
+
+def _remove_unnamed_stills(store: Store) -> None:
+    """What killed attempts, and samples that the stage does not take, left behind."""
+    from ov2_core.data.stage import load_tars
+
+    named = {tar.name for tar in load_tars(store) if tar.run == OWN_RUN}
+    for name in store.list(STILLS_DIR):
+        if f"{STILLS_DIR}/{name}" not in named:
+            store.remove(f"{STILLS_DIR}/{name}")
+    store.remove_empty_dirs(STILLS_DIR)
 
 
 def _remove_work(store: Store, states: Sequence[SourceState]) -> None:

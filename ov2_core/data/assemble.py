@@ -85,7 +85,7 @@ def assemble(
     written = write_packs(
         store, make_packs(), tars.records, packs_per_block=config.packs_per_block, packs_per_part=packs_per_part
     )
-    _write_dropped(store, parts)
+    write_dropped(store, parts)
     counts = np.diff(packs.starts)
     filled = {part.spec.slot.name for part in parts}
     return StageRecord(
@@ -243,8 +243,9 @@ def _new_stats(part: SourcePart) -> _Stats:
     return _Stats(part=part)
 
 
-def _write_dropped(store: Store, parts: Sequence[SourcePart]) -> None:
-    """dropped.jsonl, and for each source a manifest of the media that no token run holds."""
+def write_dropped(store: Store, parts: Sequence[SourcePart]) -> list[str]:
+    """dropped.jsonl, and for each source a manifest of the media that no token run holds; returns the manifests' paths."""
+    manifests: list[str] = []
     lines: list[bytes] = []
     for part in parts:
         name = part.spec.name
@@ -266,8 +267,10 @@ def _write_dropped(store: Store, parts: Sequence[SourcePart]) -> None:
                         missing[ref.key] = _manifest_row(ref)
         if missing:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in missing.values())
-            store.write_bytes(f"missing/{name}.jsonl", text.encode())
+            manifests.append(f"missing/{name}.jsonl")
+            store.write_bytes(manifests[-1], text.encode())
     store.write_bytes(DROPPED_JSONL, b"".join(line + b"\n" for line in lines))
+    return manifests
 
 
 def _manifest_row(ref: MediaRef) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ov2_core import config as configs
 from ov2_core.config import RunConfig
-from ov2_core.data.keys import key_of
 from ov2_core.data.lengths import LengthCounter
+from ov2_core.data.records import check_binding
 from ov2_core.data.runs import Place, RunSet, read_text_parts
 from ov2_core.data.stage_config import Slot, StageConfig
 from ov2_core.errors import BadItemError
@@ -167,12 +167,7 @@ class SampleMeasurer:
         except ValueError as error:
             raise BadItemError("damaged_sample", f"{ref.key}: {error}; run `ov2 verify` on its run") from error
         slot = self._slot
-        if key_of(record.provenance.id) != ref.key:
-            raise BadItemError(
-                "damaged_sample", f"{ref.key}: its KEY.json is of {record.provenance.id!r}; run `ov2 verify` on its run"
-            )
-        if record.media != ref.kind:
-            raise BadItemError("unbound_media", f"{ref.key} is a {record.media} in its run, <{ref.kind}> in the text")
+        check_binding(ref, sample.key, record)
         if record.media == "image":
             return
         if record.mode not in slot.video_modes or len(record.image_keys) > slot.max_images:

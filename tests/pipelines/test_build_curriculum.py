@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from ov2_core.model.processor import LlavaOnevision2Processor
 from ov2_core.model.visual import Visual
 from ov2_core.storage.files import Store
 from ov2_core.storage.reader import ShardReader
-from pipelines.build_curriculum import CurriculumOptions, build_curriculum
+from pipelines.build_curriculum import ChunkFeed, CurriculumOptions, MeasureJob, SourceState, build_curriculum
+from pipelines.options import RunOptions
+from pipelines.progress import Counters
+from pipelines.scheduling import Verdict
 from pipelines.tokenize_videos import tokenize_videos
 from schemas.stage import StageRecord
 
@@ -257,3 +261,47 @@ def test_recipes_mirror_what_is_published() -> None:
     for make in STAGES.values():
         for slot in make().slots:
             recipe(slot.tokenize_recipe)
+
+
+@pytest.mark.ray
+def test_ray_workers_build_the_same_stage(toy: Path, tmp_path: Path, local_ray: None) -> None:
+    inline = build(toy, tmp_path / "a", BOTH, materialize=True, shard_bytes=60_000)
+    config = with_settings(stage("stage1"), ["sequence_length=2048", "packs_per_block=2"])
+    options = CurriculumOptions(
+        sources=str(toy / "a.yaml"), model=str(toy / "model"), materialize=True, shard_bytes=60_000
+    )
+    workers = RunOptions(workers=2, progress="off")
+    assert build_curriculum(Store(tmp_path / "b"), config, options, workers) == inline
+    for path in (tmp_path / "a/shards").iterdir():
+        assert (tmp_path / "b/shards" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_record_that_kills_its_workers_is_left_out_alone(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed halves the chunk until one record is to blame, and a resume takes the halves as they are."""
+    (toy / "S.yaml").write_text(BOTH.replace("count: 7", "weight: 1"))
+    options = CurriculumOptions(sources=str(toy / "S.yaml"), model=str(toy / "model"))
+    specs = load_sources(str(toy / "S.yaml"), stage("stage1"))
+    store = Store(tmp_path / "S")
+    state = SourceState(specs[0], seed=0)
+    state.learn()
+    for _ in range(2):  # the second time everything is committed
+        state.done, state.num_drawn, state.num_rounds = {}, 0, 0
+        feed = ChunkFeed(store, [(state, *state.next_round(9))], Counters("curriculum"))
+        job = MeasureJob(store=store, config=stage("stage1"), options=options, specs=specs)
+        job.warm_up()
+        num_tasks = 0
+        while not feed.finished:
+            task = feed.pull()
+            if task is None:
+                continue
+            num_tasks += 1
+            assert task.divisible is (len(task.payload.candidates) > 1)
+            if any("A5.0" in candidate.record.messages[1].content for candidate in task.payload.candidates):
+                feed.condemned(task, Verdict("worker_died", "killed its worker", 3))
+            else:
+                feed.done(task, job.run(task.payload)[0], None)
+        assert state.num_usable == 8
+        assert sum((done.dropped for done in state.done.values()), Counter()) == {"worker_died": 1}
+    assert num_tasks == 0
