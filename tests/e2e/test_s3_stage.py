@@ -1,6 +1,5 @@
 """A curriculum on an object store: token run, stage and loader at s3://, the same packs as on local disk."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,31 +23,34 @@ from pipelines.build_curriculum import CurriculumOptions, build_curriculum
 pytestmark = pytest.mark.s3
 
 
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of its own on a moto server that this process's environment names."""
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """s3://stages on a moto server that this process's environment names."""
     pytest.importorskip("moto")
     import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    name = "stages-" + hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]
-    for variable, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}", key="test", secret="test-secret").mkdir(name)
-    yield f"s3://{name}"
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem(endpoint_url=endpoint, key="test", secret="test-secret").mkdir("stages")
+        yield "s3://stages"
+    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
 
 @pytest.mark.parametrize("materialize", [False, True])
 def test_a_stage_on_s3_is_that_of_local_disk(token_run: Path, tmp_path: Path, bucket: str, materialize: bool) -> None:
+    bucket = f"{bucket}/{materialize}"
     run = Store(f"{bucket}/run")
     for path in sorted(p for p in token_run.rglob("*") if p.is_file()):
         run.write_bytes(path.relative_to(token_run).as_posix(), path.read_bytes())
