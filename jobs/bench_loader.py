@@ -135,16 +135,12 @@ def _ours(path: str, workers: int) -> Packs:
 
 def decode(members: dict[str, Any]) -> tuple[int, int, Any]:
     """(pictures, bytes, tensors) of one pack: the work that all readers do."""
-    import torch
-
+    from ov2_core.data.packed_batch import media_tensors
     from ov2_core.data.read_pack import show_packed
 
     samples = show_packed({name: data for name, data in members.items() if not name.startswith("__")}, tar="")
-    visuals = [visual for sample in samples for visual in sample.media]
-    pictures = [torch.from_numpy(np.stack(list(visual.images()))) for visual in visuals]
-    positions = [torch.from_numpy(visual.positions_NP3) for visual in visuals]
-    size = sum(sample.num_bytes for sample in samples)
-    return sum(len(stack) for stack in pictures), size, (pictures, positions)
+    tensors = media_tensors(samples)
+    return sum(len(pictures) for pictures, _ in tensors), sum(sample.num_bytes for sample in samples), tensors
 
 
 def _webdataset(path: str, workers: int) -> Packs:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -244,6 +245,15 @@ class PackEncoder:
             skipped=sum((pack.skipped for pack in packs), Counter()),
             **joined,
         )
+
+
+def media_tensors(samples: Sequence[LoadedSample]) -> list[tuple[Tensor, Tensor]]:
+    """(uint8 [N, H, W, 3] pictures, int32 [N, P, 3] positions in raster order) of each medium; for workers of other loaders."""
+    return [
+        (torch.from_numpy(np.stack(list(visual.images()))), torch.from_numpy(visual.positions_NP3))
+        for sample in samples
+        for visual in sample.media
+    ]
 
 
 def _decoded(visual: Visual) -> Visual:
