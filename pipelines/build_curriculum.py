@@ -43,9 +43,10 @@ from ov2_core.data.stage_config import SourceSpec, StageConfig, load_sources
 from ov2_core.make_sample import TransientItemError
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
+from ov2_core.storage.layout import RUN_JSON
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
-from pipelines.run_identity import RUN_JSON, claim_run, code_version
+from pipelines.run_identity import claim_run, code_version
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
 from schemas.run import RunRecord
 from schemas.stage import StageRecord

@@ -16,10 +16,10 @@ import schemas
 from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.storage.files import Store
+from ov2_core.storage.layout import RUN_JSON
 from schemas.run import RunRecord
 from schemas.shard import PlanRecord
 
-RUN_JSON = "run.json"
 LIBRARIES = ("av", "numpy", "numba", "pillow")
 """Those whose version may change a shard's bytes."""
 ROOTS = ("ov2_core.make_sample", "ov2_core.storage.commit")

@@ -17,12 +17,11 @@ from ov2_core.plan import iter_plan_quarantine, iter_plan_rows, load_plan
 from ov2_core.report.histogram import Histogram, count_categories, count_numbers
 from ov2_core.storage.commit import iter_commits, load_commit
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import tar_rel
+from ov2_core.storage.layout import RUN_JSON, tar_rel
 from ov2_core.storage.reader import StoredSample
 from schemas.run import RunRecord
 from schemas.shard import CommitRecord, CommittedSample, FilteredRow, PlanRecord, QuarantineRow
 
-RUN_JSON = "run.json"
 MAX_PLAN_ROWS = 100_000
 """Above it the plan's totals are compared with the outcome, not the predictions of the committed rows alone."""
 
