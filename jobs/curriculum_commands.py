@@ -1,5 +1,6 @@
 """`ov2 curriculum` and `ov2 stage inspect | verify | report`. torch is imported when a command runs."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Annotated, Literal
@@ -29,9 +30,12 @@ def add_curriculum_commands(app: typer.Typer, errors: Callable[[], AbstractConte
         ],
         out: Annotated[str, typer.Option(help="STAGE: the folder that holds the stage; a path or an fsspec URL.")],
         model: Annotated[
-            str,
-            typer.Option(help="Folder of the model that will be trained: its tokenizer counts. All nodes must see it."),
-        ],
+            str | None,
+            typer.Option(
+                help="Folder of the model that will be trained: its tokenizer counts. All nodes must see it. "
+                "Without it text counts in bytes, an upper bound."
+            ),
+        ] = None,
         limit: Annotated[
             int | None, typer.Option(help="Samples at most, the mixture scaled down exactly; for a toy.", min=1)
         ] = None,
@@ -63,6 +67,11 @@ def add_curriculum_commands(app: typer.Typer, errors: Callable[[], AbstractConte
             from pipelines.build_curriculum import CurriculumOptions, build_curriculum
 
             store = Store(out)
+            if model is None:
+                print(
+                    "no --model: text counts in bytes, which no byte-level tokenizer exceeds; packs of much text stay less full",
+                    file=sys.stderr,
+                )
             record = build_curriculum(
                 store,
                 with_settings(named_stage(recipe), set_ or []),

@@ -66,8 +66,9 @@ class CurriculumOptions:
 
     sources: str
     """Path or URL of the sources file."""
-    model: str
-    """Folder with the tokenizer and processor files of the model that will be trained; every node must see it."""
+    model: str | None = None
+    """Folder with the tokenizer and processor files of the model that will be trained; every node must see it. None: text is
+    counted in bytes, an upper bound for every byte-level tokenizer (Qwen's is one)."""
     seed: int = 0
     limit: int | None = None
     """Samples at most, the mixture scaled down exactly; None: all that the sources give."""
@@ -96,10 +97,10 @@ def build_curriculum(
     from ov2_core.data.assemble import assemble
     from ov2_core.data.lengths import layout_digest
     from ov2_core.data.stage import STAGE_JSON, load_stage
-    from ov2_core.model.processor import LlavaOnevision2Processor
+    from ov2_core.model.create import BYTES, open_processor
 
     specs = load_sources(options.sources, config)
-    processor = LlavaOnevision2Processor.from_pretrained(options.model)
+    processor = open_processor(options.model or BYTES)
     states = [SourceState(spec, options.seed) for spec in specs]
     for state in states:
         state.learn()
@@ -119,6 +120,7 @@ def build_curriculum(
             config,
             seed=options.seed,
             tokenizer_digest=tokenizer_digest,
+            lengths_are="bound" if options.model is None else "exact",
             parts=[state.part(counts[state.spec.name]) for state in states],
         )
         if options.materialize:
@@ -247,6 +249,7 @@ def _run_record(
         "shard_bytes": options.shard_bytes,
         "fetch": options.fetch,
         "tokenizer_digest": tokenizer_digest,
+        "lengths": "bound" if options.model is None else "exact",
         "sources": [configs.to_dict(state.spec) for state in states],
     }
     from importlib import metadata
@@ -335,9 +338,9 @@ class MeasureJob:
     def warm_up(self) -> None:
         """Loads the tokenizer."""
         from ov2_core.data.lengths import LengthCounter
-        from ov2_core.model.processor import LlavaOnevision2Processor
+        from ov2_core.model.create import BYTES, open_processor
 
-        self._counter = LengthCounter(LlavaOnevision2Processor.from_pretrained(self.options.model))
+        self._counter = LengthCounter(open_processor(self.options.model or BYTES))
 
     def run(self, payload: Chunk) -> tuple[ChunkDone, None]:
         """One chunk."""

@@ -123,6 +123,9 @@ class StageRecord(Record):
     form: StageForm
     tokenizer_digest: str
     """sha256 of how the processor lays text out; a loader's processor must agree."""
+    lengths: Literal["exact", "bound"] = "exact"
+    """bound: text was counted in bytes, which no byte-level tokenizer exceeds; loaders with any of those may read the stage, and
+    find packs shorter than they say."""
     packs_per_block: int = Field(gt=0)
     packs_per_part: int = Field(gt=0)
     num_tars: int = Field(ge=0)

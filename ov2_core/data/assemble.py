@@ -9,7 +9,7 @@ import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,13 @@ class SourcePart:
 
 
 def assemble(
-    store: Store, config: StageConfig, *, seed: int, tokenizer_digest: str, parts: Sequence[SourcePart]
+    store: Store,
+    config: StageConfig,
+    *,
+    seed: int,
+    tokenizer_digest: str,
+    lengths_are: Literal["exact", "bound"],
+    parts: Sequence[SourcePart],
 ) -> StageRecord:
     """Writes all of the stage but stage.json.
 
@@ -95,6 +101,7 @@ def assemble(
         seed=seed,
         form="index",
         tokenizer_digest=tokenizer_digest,
+        lengths=lengths_are,
         packs_per_block=config.packs_per_block,
         packs_per_part=packs_per_part,
         num_tars=len(tars.numbers),

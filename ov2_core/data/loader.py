@@ -63,7 +63,7 @@ class StageLoader:
             batch_size: packs of this rank and step.
             num_workers: threads; 0: everything in the caller's.
             processor: or the folder of one; batches are then tensors (PackedBatch). The stage must have been built with an equal
-                one. None: batches are conversations with decoded pictures (LoadedBatch).
+                one, or without any. None: batches are conversations with decoded pictures (LoadedBatch).
             endless: epochs follow each other without a seam. Else an iteration ends with its epoch, whose last step may be smaller
                 (evenly so: a rank has at most one pack more than another, and may have none).
             drop_last: leave out what does not fill a last step.
@@ -87,6 +87,7 @@ class StageLoader:
         if (
             self.record is not None
             and self.processor is not None
+            and self.record.lengths == "exact"
             and self.record.tokenizer_digest != layout_digest(self.processor)
         ):
             raise ValueError(
@@ -112,7 +113,8 @@ class StageLoader:
             )
         self._encoder: Any = PackDecoder()
         if self.processor is not None:
-            self._encoder = PackEncoder(self.processor, pixel_dtype=pixel_dtype)
+            exact = self.record is None or self.record.lengths == "exact"
+            self._encoder = PackEncoder(self.processor, pixel_dtype=pixel_dtype, exact_lengths=exact)
         self._num_workers, self._on_bad, self._pad_to = num_workers, on_bad, pad_to
         self._prefetch_packs = max(batch_size, 2 * num_workers if prefetch_packs is None else prefetch_packs)
         self._cursor = 0

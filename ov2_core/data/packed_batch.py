@@ -142,8 +142,19 @@ class PackDecoder:
 class PackEncoder:
     """Loaded packs to tensors, by the processor's own layout and patches. Thread-safe."""
 
-    def __init__(self, processor: LlavaOnevision2Processor, *, pixel_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        processor: LlavaOnevision2Processor,
+        *,
+        pixel_dtype: torch.dtype = torch.float32,
+        exact_lengths: bool = True,
+    ) -> None:
+        """
+        Args:
+            exact_lengths: samples must be as long as the stage says; else at most so long.
+        """
         self.processor = processor
+        self._exact_lengths = exact_lengths
         self.pixel_dtype = pixel_dtype
         self._text = TextEncoder(processor.tokenizer)
         self._lock = threading.Lock()  # a fast tokenizer must not be called by two threads at once
@@ -189,9 +200,10 @@ class PackEncoder:
         segments = lay_out(sample.messages, runs, default_system=system, for_generation=False)
         with self._lock:
             ids_L, labels_L = self._text.encode(segments)
-        if sample.num_tokens is not None and len(ids_L) != sample.num_tokens:
+        said = sample.num_tokens
+        if said is not None and (len(ids_L) != said if self._exact_lengths else len(ids_L) > said):
             raise ValueError(
-                f"it has {len(ids_L)} tokens here, {sample.num_tokens} in the stage; build the stage with this processor"
+                f"it has {len(ids_L)} tokens here, {said} in the stage; build the stage with this processor"
             )
         vision = None
         if sample.media:

@@ -147,7 +147,7 @@ def _check_tars(store: Store, record: StageRecord, moved: dict[str, str]) -> Ite
 
 
 def _check_contents(packs: Packs, record: StageRecord, check: StageCheck, processor: Any) -> Iterator[str]:
-    encoder = PackEncoder(processor) if processor is not None else None
+    encoder = PackEncoder(processor, exact_lengths=record.lengths == "exact") if processor is not None else None
     if len(packs) != record.packing.num_packs:
         yield f"the shards hold {len(packs)} packs, stage.json says {record.packing.num_packs}; {_ANEW}"
     for number in range(len(packs)):

@@ -11,9 +11,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from ov2_core.data.loader import StageLoader
 from ov2_core.data.stage import PackIndex, load_stage, part_rel
 from ov2_core.data.verify_stage import verify_stage
 from ov2_core.model.byte_tokenizer import byte_tokenizer
@@ -172,3 +175,45 @@ def test_what_is_no_stage_is_said_so(built: Path, tmp_path: Path) -> None:
         assert invoke("curriculum", "--recipe", recipe, *args)[0] == 2
     assert invoke("curriculum", "--recipe", "stage1", *args, "--set", "slots=3")[0] == 2
     assert json.loads((built / "index/stage.json").read_text())["form"] == "index"
+
+
+def test_a_stage_without_a_model_counts_bytes_and_is_read_with_any_byte_level_tokenizer(
+    built: Path, tmp_path: Path
+) -> None:
+    args = [
+        "curriculum",
+        "--recipe",
+        "stage4",
+        "--sources",
+        str(built / "sources.yaml"),
+        "--out",
+        str(tmp_path / "stage"),
+    ]
+    code, output = invoke(*args, *COMMON)
+    assert code == 0, output
+    assert "no --model: text counts in bytes" in output
+    merged = _processor_with_merges()
+    merged.save_pretrained(tmp_path / "model")
+    for processor in (LlavaOnevision2Processor(byte_tokenizer()), merged):
+        loader = StageLoader(tmp_path / "stage", batch_size=1, num_workers=0, processor=processor)
+        batches = list(loader)
+        assert sum(len(ids) for batch in batches for ids in batch.sample_ids) == 6
+        said = load_stage(Store(tmp_path / "stage")).packing.num_tokens
+        read = sum(batch.num_tokens for batch in batches)
+        assert (read < said) if processor is merged else (read == said)
+    assert invoke("stage", "verify", str(tmp_path / "stage"), "--model", str(tmp_path / "model"))[0] == 0
+    with pytest.raises(ValueError, match="another tokenizer"):
+        StageLoader(built / "index", batch_size=1, processor=merged)
+
+
+def _processor_with_merges() -> LlavaOnevision2Processor:
+    """Bytes, and pairs of them."""
+    tokenizer = byte_tokenizer()
+    fields = json.loads(tokenizer.backend_tokenizer.to_str())
+    fields["model"]["vocab"] |= {"th": 300, "is": 301, "es": 302}
+    fields["model"]["merges"] = [["t", "h"], ["i", "s"], ["e", "s"]]
+    return LlavaOnevision2Processor(
+        PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(json.dumps(fields)), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        )
+    )
