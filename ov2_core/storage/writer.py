@@ -16,6 +16,7 @@ import json
 import os
 import re
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
@@ -38,6 +39,11 @@ Member = tuple[str, bytes]
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,72}")
 """72: with ".patch_positions_00000.npy" a name fits the 100 bytes of a ustar header."""
+
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d{1,9}), 3\), \} *\n", re.DOTALL
+)
+_NPY_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,9 +224,17 @@ def decode_jpeg(data: bytes, *, name: str = "image") -> npt.NDArray[np.uint8]:
 
 
 def decode_npy(data: bytes, *, name: str = "positions") -> npt.NDArray[np.int32]:
-    """int32 [P, 3]. Raises ValueError naming `name`."""
+    """int32 [P, 3]. Raises ValueError naming `name`.
+
+    The header that numpy writes is read here: numpy parses it with `ast`, which in Python below 3.11.5 fails now and then where
+    threads parse at once (SystemError, "AST constructor recursion depth mismatch"). Other headers go to numpy, one at a time.
+    """
+    plain = _NPY_HEADER.match(data)
+    if plain is not None and len(data) - plain.end() == 12 * int(plain[1]):
+        return np.frombuffer(data, np.dtype("<i4"), offset=plain.end()).reshape(-1, 3).astype(np.int32)
     try:
-        positions_P3 = np.load(io.BytesIO(data), allow_pickle=False)
+        with _NPY_LOCK:
+            positions_P3 = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{name}: not a readable .npy: {error}") from error
     if positions_P3.dtype != np.int32 or positions_P3.ndim != 2 or positions_P3.shape[1] != 3:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
 from ov2_core.storage.writer import (
     canonical_json,
+    decode_npy,
     decode_sample,
     encode_sample,
     iter_tar_members,
@@ -226,3 +228,44 @@ def test_one_sample_at_a_time_is_held(tmp_path: Path) -> None:
 
     write_tar(tmp_path / "x.tar", ((f"k{i}", [("bin", Member(1000))]) for i in range(50)))
     assert most <= 3
+
+
+@pytest.mark.parametrize("rows", [0, 1, 784])
+def test_plain_positions_are_read_as_numpy_reads_them_without_its_parser(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = np.random.default_rng(rows).integers(-(2**31), 2**31, (rows, 3)).astype(np.int32)
+    file = io.BytesIO()
+    np.save(file, positions)
+    monkeypatch.setattr(np, "load", None)  # its parser of headers is not safe in threads
+    found = decode_npy(file.getvalue())
+    assert found.dtype == np.int32
+    assert np.array_equal(found, positions)
+    found[:] = 0  # writable
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (np.asfortranarray(np.arange(12, dtype=np.int32).reshape(4, 3)), None),
+        (np.zeros((4, 3), np.int64), "expected int32"),
+        (np.zeros((4, 2), np.int32), "expected int32"),
+        (np.zeros((4, 3), ">i4"), "expected int32"),
+    ],
+)
+def test_other_headers_go_to_numpy(made: npt.NDArray[np.int32], message: str | None) -> None:
+    file = io.BytesIO()
+    np.save(file, made)
+    if message is None:
+        assert np.array_equal(decode_npy(file.getvalue()), made)
+    else:
+        with pytest.raises(ValueError, match=message):
+            decode_npy(file.getvalue())
+
+
+@pytest.mark.parametrize("cut", [4, 100, 129, -1])
+def test_positions_that_are_cut_short_or_too_long_are_named(cut: int) -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros((4, 3), np.int32))
+    with pytest.raises(ValueError, match="here: not a readable"):
+        decode_npy(file.getvalue()[:cut], name="here")
