@@ -43,7 +43,7 @@ from ov2_core.data.stage_config import SourceSpec, StageConfig, load_sources
 from ov2_core.make_sample import TransientItemError
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
-from ov2_core.storage.layout import RUN_JSON
+from ov2_core.storage.layout import INDEX_DIR, RUN_JSON
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
 from pipelines.run_identity import claim_run, code_version
@@ -140,6 +140,7 @@ def _give_up(store: Store, states: Sequence["SourceState"], error: ValueError) -
 
     manifests = write_dropped(store, [state.part(0) for state in states])
     _remove_work(store, states)
+    _remove_unnamed_stills(store)
     store.remove(RUN_JSON)
     slots = {state.spec.name: state.spec.slot for state in states}
     hints = [
@@ -469,13 +470,16 @@ class ChunkFeed:
 
 
 def _remove_unnamed_stills(store: Store) -> None:
-    """What killed attempts, and samples that the stage does not take, left behind."""
-    from ov2_core.data.stage import load_tars
+    """What killed attempts, and samples that the stage does not take, left behind; half-written files too."""
+    from ov2_core.data.stage import TARS_PARQUET, load_tars
 
-    named = {tar.name for tar in load_tars(store) if tar.run == OWN_RUN}
+    tars = load_tars(store) if store.exists(TARS_PARQUET) else []
+    named = {tar.name for tar in tars if tar.run == OWN_RUN}
     for name in store.list(STILLS_DIR):
         if f"{STILLS_DIR}/{name}" not in named:
             store.remove(f"{STILLS_DIR}/{name}")
+    for folder in ("", STILLS_DIR, "packs", "missing", INDEX_DIR):
+        store.remove_temporaries(folder)
     store.remove_empty_dirs(STILLS_DIR)
 
 
@@ -483,5 +487,7 @@ def _remove_work(store: Store, states: Sequence[SourceState]) -> None:
     for state in states:
         for rel in committed_chunks(store, state.spec.name):
             store.remove(rel)
+            failpoint("mid_cleanup")
+        store.remove_temporaries(f"{WORK_DIR}/{state.spec.name}")
         store.remove_empty_dirs(f"{WORK_DIR}/{state.spec.name}")
     store.remove_empty_dirs(WORK_DIR)

@@ -276,6 +276,10 @@ def write_dropped(store: Store, parts: Sequence[SourcePart]) -> list[str]:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in missing.values())
             manifests.append(f"missing/{name}.jsonl")
             store.write_bytes(manifests[-1], text.encode())
+    for name in store.list("missing"):
+        if f"missing/{name}" not in manifests:  # of a stage that came to nothing here
+            store.remove(f"missing/{name}")
+    store.remove_empty_dirs("missing")
     store.write_bytes(DROPPED_JSONL, b"".join(line + b"\n" for line in lines))
     return manifests
 

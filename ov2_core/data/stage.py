@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
 from ov2_core.storage.writer import canonical_json
 from schemas.stage import StagePack, StageRecord, StageTar
@@ -136,6 +137,7 @@ def write_packs(
     rows = [tar.model_dump(exclude={"schema_version"}) for tar in named]
     pq.write_table(pa.Table.from_pylist(rows, schema=_TARS), sink)
     store.write_bytes(TARS_PARQUET, sink.getvalue())
+    failpoint("after_packs")
     written.digest = digest.finish(named)
     return written
 
@@ -143,6 +145,7 @@ def write_packs(
 def _finish_part(store: Store, parquet: Any, sink: io.BytesIO, num_packs: int, packs_per_part: int) -> None:
     parquet.close()
     store.write_bytes(part_rel((num_packs - 1) // packs_per_part), sink.getvalue())
+    failpoint("mid_packs")
 
 
 def load_stage(store: Store) -> StageRecord:

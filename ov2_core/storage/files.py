@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
+from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.retry import is_transient, retry_transient
 from ov2_core.storage.source import local_path, open_source, source_identity
 
@@ -195,6 +196,7 @@ class Store:
         try:
             with open(temporary, "xb") as file:
                 _write_all(file, data)
+            failpoint("mid_write")
             try:
                 os.link(temporary, target)
             except FileExistsError:
@@ -363,6 +365,7 @@ class Store:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            failpoint("mid_write")
             os.replace(temporary, target)
         finally:
             _unlink(temporary)
