@@ -17,12 +17,12 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from ov2_core.data.lengths import layout_digest
-from ov2_core.data.order import PackOrder, Reading, Shuffle, Step
+from ov2_core.data.order import HeldOut, PackOrder, Reading, Shuffle, Step
 from ov2_core.data.packed_batch import LoadedBatch, OnBad, PackDecoder, PackedBatch, PackEncoder
 from ov2_core.data.read_pack import open_packs
 from ov2_core.data.stage import STAGE_JSON, load_stage
@@ -50,6 +50,8 @@ class StageLoader:
         endless: bool = False,
         drop_last: bool = False,
         mixed_blocks: int = 16,
+        held_out: int = 0,
+        part: Literal["training", "held_out"] = "training",
         prefetch_packs: int | None = None,
         pixel_dtype: torch.dtype = torch.float32,
         pad_to: int | None = None,
@@ -67,6 +69,7 @@ class StageLoader:
             endless: epochs follow each other without a seam. Else an iteration ends with its epoch, whose last step may be smaller
                 (evenly so: a rank has at most one pack more than another, and may have none).
             drop_last: leave out what does not fill a last step.
+            held_out, part: so many packs, evenly spaced over the stage, are left out; part "held_out" reads those alone, in order.
             mixed_blocks: blocks (of 64 packs, by default of a stage) whose packs are mixed; 0 for no shuffle.
             prefetch_packs: packs in the making or waiting, at least a batch; by default two a worker.
             pixel_dtype: torch.uint8 leaves normalising to the device and makes batches four times smaller.
@@ -97,19 +100,26 @@ class StageLoader:
         if num_workers < 0 or on_bad not in ("raise", "skip"):
             raise ValueError(f"num_workers must be >= 0 and on_bad raise or skip, got {num_workers} and {on_bad!r}")
         self._packs = open_packs(self.store, self.record, moved=moved or {}, cached_blocks=mixed_blocks + 4)
+        self.held_out = HeldOut(num_packs=len(self._packs), num_held_out=held_out)
+        if part == "held_out":
+            if not held_out:
+                raise ValueError("part 'held_out' needs held_out > 0")
+            mixed_blocks = 0
+        num_packs = held_out if part == "held_out" else len(self._packs) - held_out
         shuffle = Shuffle(seed=seed, block_packs=self._packs.block_packs, mixed_blocks=mixed_blocks)
-        self.order = PackOrder(len(self._packs), shuffle)
+        self.order = PackOrder(num_packs, shuffle)
+        self._part = part
         self.reading = Reading(
-            num_packs=len(self._packs),
+            num_packs=num_packs,
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
             endless=endless,
             drop_last=drop_last,
         )
-        if drop_last and self.reading.global_batch > len(self._packs):
+        if drop_last and self.reading.global_batch > num_packs:
             raise ValueError(
-                f"drop_last leaves nothing: a step takes {self.reading.global_batch} packs, the stage has {len(self._packs)}"
+                f"drop_last leaves nothing: a step takes {self.reading.global_batch} packs, there are {num_packs}"
             )
         self._encoder: Any = PackDecoder()
         if self.processor is not None:
@@ -134,12 +144,21 @@ class StageLoader:
         """Of the next batch."""
         return self._cursor // self.reading.num_packs
 
+    def packs_between(self, start: int, stop: int) -> list[int]:
+        """Numbers of the packs at the cursor's positions [start, stop), whichever rank reads them."""
+        indices = self.order.packs(start, stop)
+        if self._part == "held_out":
+            return [int(number) for number in self.held_out.held_out()[indices]]
+        return [int(number) for number in self.held_out.training(indices)]
+
     def state_dict(self) -> dict[str, Any]:
         """What has been delivered: the batches that the loop has received, however many were read ahead. Equal on all ranks."""
         return {
             "version": STATE_VERSION,
             "stage": self._stage_digest(),
             "num_packs": self.reading.num_packs,
+            "held_out": self.held_out.num_held_out,
+            "part": self._part,
             "seed": self.order.shuffle.seed,
             "block_packs": self.order.shuffle.block_packs,
             "mixed_blocks": self.order.shuffle.mixed_blocks,
@@ -191,7 +210,7 @@ class StageLoader:
         num_ahead = 0
         try:
             for step in steps:
-                futures = [self._start(number) for number in self.order.packs(step.start, step.stop).tolist()]
+                futures = [self._start(number) for number in self.packs_between(step.start, step.stop)]
                 ahead.append((step, futures))
                 num_ahead += len(futures)
                 while ahead and num_ahead + self.reading.batch_size > self._prefetch_packs:

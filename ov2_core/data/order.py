@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ov2_core.data.shuffle import permutation, shuffled
 
 Numbers = npt.NDArray[np.int64]
+_NONE: Numbers = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,35 @@ class Shuffle:
     def __post_init__(self) -> None:
         if self.block_packs < 1 or self.mixed_blocks < 0:
             raise ValueError(f"block_packs must be >= 1 and mixed_blocks >= 0, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """Packs that training leaves to validation: `num_held_out` of a stage, evenly spaced over it."""
+
+    num_packs: int
+    """Of the stage."""
+    num_held_out: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_held_out <= self.num_packs // 2:
+            raise ValueError(
+                f"held_out must be between 0 and half the packs ({self.num_packs // 2}), got {self.num_held_out}"
+            )
+
+    def training(self, indices: Numbers) -> Numbers:
+        """Pack numbers of the indices 0 .. num_packs - num_held_out - 1."""
+        if not self.num_held_out:
+            return indices
+        return indices + np.minimum(indices // (self._each - 1), self.num_held_out)
+
+    def held_out(self) -> Numbers:
+        """Numbers of the packs held out, ascending."""
+        return (np.arange(self.num_held_out, dtype=np.int64) + 1) * self._each - 1 if self.num_held_out else _NONE
+
+    @property
+    def _each(self) -> int:
+        return self.num_packs // self.num_held_out
 
 
 class PackOrder:

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from ov2_core.model.processor import LlavaOnevision2Processor, VisionInputs
 from ov2_core.model.visual import Visual
 
 OnBad = Literal["raise", "skip"]
+InputKind = Literal["text", "image", "frames", "codec", "mixed"]
+"""What a sample shows: nothing, stills, whole frames, canvases of blocks from several frames, or more than one of these."""
+INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,8 @@ class EncodedPack:
     key: str
     sample_ids: tuple[tuple[str, str], ...]
     """(source, id) of each sample."""
+    input_kinds: tuple[InputKind, ...]
+    """Of each sample."""
     lengths: tuple[int, ...]
     """Tokens of each sample."""
     input_ids: Tensor
@@ -54,6 +59,8 @@ class PackedBatch:
     numbers: tuple[int, ...]
     sample_ids: tuple[tuple[tuple[str, str], ...], ...]
     """(source, id) of each sample of each pack."""
+    input_kinds: tuple[tuple[InputKind, ...], ...]
+    """What each sample of each pack shows."""
     sample_lengths: tuple[tuple[int, ...], ...]
     """Tokens of each sample of each pack."""
     input_ids: Tensor
@@ -186,6 +193,7 @@ class PackEncoder:
             number=pack.number,
             key=pack.key,
             sample_ids=tuple((sample.source, sample.id) for sample in kept),
+            input_kinds=tuple(input_kind(sample.media) for sample in kept),
             lengths=tuple(len(part) for part in ids),
             input_ids=torch.cat(ids) if ids else empty,
             labels=torch.cat(labels) if ids else empty,
@@ -244,6 +252,7 @@ class PackEncoder:
             keys=tuple(pack.key for pack in packs),
             numbers=tuple(pack.number for pack in packs),
             sample_ids=tuple(pack.sample_ids for pack in packs),
+            input_kinds=tuple(pack.input_kinds for pack in packs),
             sample_lengths=tuple(pack.lengths for pack in packs),
             input_ids=ids,
             labels=labels,
@@ -257,6 +266,15 @@ class PackEncoder:
             skipped=sum((pack.skipped for pack in packs), Counter()),
             **joined,
         )
+
+
+def input_kind(media: Sequence[Visual]) -> InputKind:
+    """What a sample with these media shows."""
+    kinds: set[InputKind] = set()
+    for visual in media:
+        t_NP = visual.positions_NP3[..., 0]
+        kinds.add("image" if visual.kind == "image" else "codec" if (t_NP != t_NP[:, :1]).any() else "frames")
+    return "text" if not kinds else kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def media_tensors(samples: Sequence[LoadedSample]) -> list[tuple[Tensor, Tensor]]:

@@ -352,3 +352,24 @@ def test_options_that_read_nothing_are_refused(
 def test_no_stage_is_said_so(processor: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither stage\.json nor an Energon index"):
         open_loader(tmp_path, processor, ".")
+
+
+def test_held_out_packs_are_read_by_themselves_and_never_in_training(stages: Path, processor: Any) -> None:
+    def numbers(**options: Any) -> list[int]:
+        loader = StageLoader(stages / "index", batch_size=1, num_workers=0, processor=processor, **options)
+        return [number for batch in loader for number in batch.numbers]
+
+    everything = sorted(numbers())
+    held_out = numbers(held_out=2, part="held_out")
+    assert len(held_out) == 2
+    assert sorted(numbers(held_out=2) + held_out) == everything
+    with pytest.raises(ValueError, match="part 'held_out' needs"):
+        numbers(part="held_out")
+
+
+def test_a_batch_says_what_its_samples_show(stages: Path, processor: Any) -> None:
+    loader = StageLoader(stages / "index", batch_size=1, num_workers=0, processor=processor)
+    for batch in loader:
+        for ids, kinds in zip(batch.sample_ids, batch.input_kinds, strict=True):
+            assert len(ids) == len(kinds)
+            assert set(kinds) <= {"text", "image", "frames", "codec", "mixed"}

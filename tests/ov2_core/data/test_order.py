@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ov2_core.data.order import PackOrder, Reading, Shuffle
+from ov2_core.data.order import HeldOut, PackOrder, Reading, Shuffle
 from ov2_core.data.shuffle import mix64, permutation
 
 
@@ -156,3 +156,21 @@ def test_hashes_are_those_of_splitmix64() -> None:
 def test_a_rank_outside_the_world_is_refused(rank: int, world: int) -> None:
     with pytest.raises(ValueError, match="rank must be in"):
         Reading(num_packs=1, batch_size=1, rank=rank, world_size=world)
+
+
+@pytest.mark.parametrize(
+    ("num_packs", "num_held_out"), [(10, 0), (10, 1), (10, 5), (11, 5), (101, 7), (64, 32), (3, 1)]
+)
+def test_held_out_packs_are_those_that_training_leaves(num_packs: int, num_held_out: int) -> None:
+    parts = HeldOut(num_packs=num_packs, num_held_out=num_held_out)
+    training = parts.training(np.arange(num_packs - num_held_out, dtype=np.int64)).tolist()
+    held_out = parts.held_out().tolist()
+    assert training == sorted(training)
+    assert held_out == sorted(held_out)
+    assert len(held_out) == num_held_out
+    assert sorted(training + held_out) == list(range(num_packs))
+
+
+def test_more_than_half_cannot_be_held_out() -> None:
+    with pytest.raises(ValueError, match="between 0 and half the packs \\(4\\)"):
+        HeldOut(num_packs=9, num_held_out=5)
