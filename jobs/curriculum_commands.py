@@ -47,6 +47,10 @@ def add_curriculum_commands(app: typer.Typer, errors: Callable[[], AbstractConte
         fetch: Annotated[
             bool, typer.Option("--fetch", help="Allow images that rows name by URL to be fetched.")
         ] = False,
+        fetch_host: Annotated[
+            list[str] | None,
+            typer.Option(help="With --fetch: host or host:port in a private network that may be asked. Repeatable."),
+        ] = None,
         set_: Annotated[
             list[str] | None, typer.Option("--set", help="Override a recipe field, e.g. sequence_length=32768.")
         ] = None,
@@ -83,6 +87,7 @@ def add_curriculum_commands(app: typer.Typer, errors: Callable[[], AbstractConte
                     materialize=materialize,
                     shard_bytes=shard_bytes,
                     fetch=fetch,
+                    fetch_hosts=tuple(fetch_host or ()),
                 ),
                 RunOptions(
                     workers=workers,

@@ -42,6 +42,7 @@ from ov2_core.data.mixture import plan_counts, sample_hash
 from ov2_core.data.stage_config import SourceSpec, StageConfig, load_sources
 from ov2_core.make_sample import TransientItemError
 from ov2_core.storage.failpoint import failpoint
+from ov2_core.storage.fetch import FetchLimits
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.layout import INDEX_DIR, RUN_JSON
 from pipelines.options import RunOptions, open_executor, session
@@ -77,12 +78,17 @@ class CurriculumOptions:
     """Of the stage's own shards."""
     fetch: bool = False
     """Fetch images that rows name by URL."""
+    fetch_hosts: tuple[str, ...] = ()
+    """Hosts ("host" or "host:port") that may be fetched from although their addresses are private or local."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be >= 1, got {self.limit}")
         if self.shard_bytes < 1:
             raise ValueError(f"shard_bytes must be >= 1, got {self.shard_bytes}")
+        if self.fetch_hosts and not self.fetch:
+            raise ValueError("--fetch-host says where --fetch may go too; give --fetch")
+        FetchLimits(private_hosts=self.fetch_hosts)  # raises for what is no host
 
 
 def build_curriculum(
@@ -249,6 +255,7 @@ def _run_record(
         "materialize": options.materialize,
         "shard_bytes": options.shard_bytes,
         "fetch": options.fetch,
+        "fetch_hosts": list(options.fetch_hosts),
         "tokenizer_digest": tokenizer_digest,
         "lengths": "bound" if options.model is None else "exact",
         "sources": [configs.to_dict(state.spec) for state in states],
@@ -374,7 +381,9 @@ class MeasureJob:
                 slot=spec.slot,
                 config=self.config,
                 still_config=replace(still, tokenizer=tokenizer),
-                fetching=Fetching(allowed=self.options.fetch),
+                fetching=Fetching(
+                    allowed=self.options.fetch, limits=FetchLimits(private_hosts=self.options.fetch_hosts)
+                ),
             )
         return self._measurers[source]
 

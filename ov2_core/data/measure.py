@@ -6,10 +6,10 @@ in none are made here, into one tar a chunk (`Stills`). No picture of a token ru
 """
 
 import io
-import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import BinaryIO
 
 from ov2_core import config as configs
 from ov2_core.config import RunConfig
@@ -21,6 +21,7 @@ from ov2_core.errors import BadItemError
 from ov2_core.make_sample import GENERATOR, TransientItemError
 from ov2_core.model.chatml import VisionRuns
 from ov2_core.model.visual import show_sample
+from ov2_core.storage.fetch import FetchLimits, fetch
 from ov2_core.storage.files import Store
 from ov2_core.storage.reader import StoredSample
 from ov2_core.storage.source import local_path, open_source
@@ -30,14 +31,16 @@ from schemas.records import MediaRef, TrainingRecord
 from schemas.tokens import Provenance
 from schemas.video import Message
 
+_PART_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fetching:
     """Whether media that rows name by URL may be fetched. Off by default: nothing leaves the machine."""
 
     allowed: bool = False
-    max_bytes: int = 64 << 20
-    timeout_seconds: float = 30.0
+    limits: FetchLimits = field(default_factory=FetchLimits)
+    """max_bytes holds for local files too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +193,11 @@ class SampleMeasurer:
 
     def _encode_still(self, ref: MediaRef, data: bytes, record: TrainingRecord) -> EncodedSample:
         config = self._still_config
-        tokenized = tokenize_image(io.BytesIO(data), config.tokenizer)
+        try:
+            tokenized = tokenize_image(io.BytesIO(data), config.tokenizer)
+        except BadItemError as error:
+            where = ref.uri or (ref.embedded.uri if ref.embedded else ref.id)
+            raise BadItemError(error.reason, f"{where}: {error}", stage="import") from error
         provenance = Provenance(
             id=ref.id,
             uri=ref.uri or (ref.embedded.uri if ref.embedded else ref.id),
@@ -228,35 +235,29 @@ def read_media(uri: str, fetching: Fetching) -> bytes:
     """The whole file.
 
     Raises:
-        BadItemError: source_missing, too_large, or refused_uri where it would have to be fetched and that is not allowed.
+        BadItemError: source_missing, too_large; refused_uri for what is no regular file, or would have to be fetched where that is
+            not allowed; of URLs, what storage/fetch.py says.
     """
-    path = local_path(uri)
-    if path is None:
-        if not fetching.allowed:
-            raise BadItemError("refused_uri", f"{uri} would have to be fetched; allow it with --fetch", stage="import")
-        return _fetch(uri, fetching)
-    try:
-        size = os.path.getsize(path)
-        if size > fetching.max_bytes:
-            raise BadItemError(
-                "too_large", f"{uri} has {size} bytes; at most {fetching.max_bytes} are read", stage="import"
-            )
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise BadItemError("source_missing", f"no such file: {uri}", stage="import") from None
-
-
-def _fetch(uri: str, fetching: Fetching) -> bytes:
-    options: dict[str, Any] = {}
+    if local_path(uri) is None and not fetching.allowed:
+        raise BadItemError("refused_uri", f"{uri} would have to be fetched; allow it with --fetch", stage="import")
     if uri.startswith(("http://", "https://")):
-        import aiohttp
-
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=fetching.timeout_seconds)}
-    source = open_source(uri, storage_options=options)
-    assert not isinstance(source, str)
-    with source as file:
-        data = file.read(fetching.max_bytes + 1)
-    if len(data) > fetching.max_bytes:
-        raise BadItemError("too_large", f"{uri} has more than {fetching.max_bytes} bytes", stage="import")
+        return fetch(uri, fetching.limits)
+    source = open_source(uri)
+    max_bytes = fetching.limits.max_bytes
+    with open(source, "rb") if isinstance(source, str) else source as file:
+        data = _read_parts(file, uri, fetching.limits)
+    if len(data) > max_bytes:
+        raise BadItemError("too_large", f"{uri} has more than {max_bytes} bytes", stage="import")
     return data
+
+
+def _read_parts(file: BinaryIO, uri: str, limits: FetchLimits) -> bytes:
+    """At most one byte more than is allowed. The time is looked at between parts: an object store's client has timeouts of its
+    own, and its address does not come from a row."""
+    deadline = time.monotonic() + limits.timeout_seconds
+    data = bytearray()
+    while len(data) <= limits.max_bytes and (part := file.read(min(_PART_BYTES, limits.max_bytes + 1 - len(data)))):
+        data += part
+        if time.monotonic() > deadline:
+            raise BadItemError("deadline_exceeded", f"{uri}: not read in {limits.timeout_seconds:g} s", stage="import")
+    return bytes(data)
