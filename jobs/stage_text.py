@@ -15,19 +15,26 @@ def stage_text(record: StageRecord, store: Store) -> str:
     packing = record.packing
     total = max(packing.num_samples, 1)
     lines = [
-        line_text("stage", f"{record.recipe} version {record.recipe_version}, seed {record.seed}, {record.form}"),
-        line_text(
+        ("stage", f"{record.recipe} version {record.recipe_version}, seed {record.seed}, {record.form}"),
+        (
             "packs",
             f"{packing.num_packs:,} of {packing.sequence_length:,} tokens, fill {packing.fill:.2%}, "
             f"{packing.num_samples / max(packing.num_packs, 1):.1f} samples a pack (most {packing.max_samples})",
         ),
-        line_text("tokens", f"{packing.num_tokens:,} in {packing.num_samples:,} samples"),
-        *(line_text(source.name, source_text(source, total)) for source in record.sources),
+        ("tokens", f"{packing.num_tokens:,} in {packing.num_samples:,} samples"),
+        *((source.name, source_text(source, total)) for source in record.sources),
     ]
     if record.missing_slots:
-        lines.append(line_text("not filled", ", ".join(record.missing_slots)))
-    lines.append(line_text("written", store.root))
-    return "\n".join(lines)
+        lines.append(("not filled", ", ".join(record.missing_slots)))
+    if any(source.dropped or source.num_quarantined for source in record.sources):
+        lines.append(("left out", store.url("dropped.jsonl")))
+    manifests = sorted(store.list("missing"))
+    if manifests:
+        names = ", ".join(store.url(f"missing/{name}") for name in manifests)
+        lines.append(("to tokenize", f"{names}: videos that lie in no token run; a new stage can have them too"))
+    lines.append(("written", store.root))
+    width = max(17, *(len(name) for name, _ in lines))
+    return "\n".join(line_text(name, value, width=width) for name, value in lines)
 
 
 def check_lines(check: "StageCheck") -> list[str]:
@@ -42,7 +49,7 @@ def check_lines(check: "StageCheck") -> list[str]:
 
 def source_text(source: StageSource, total: int) -> str:
     """One source: asked, built, left out."""
-    asked = f"count {source.count:,}" if source.count is not None else f"weight {source.weight:g}"
+    asked = f"count {source.count:,}" if source.count is not None else f"weight {source.weight:,.10g}"
     text = (
         f"{asked} -> {source.num_samples:,} samples ({source.num_samples / total:.2%}), {source.num_tokens:,} tokens, "
         f"{size_text(source.num_bytes)}"

@@ -128,6 +128,6 @@ def _reasons(found: VerifyReport) -> str:
     return f"{found.quarantined} ({', '.join(f'{k} {v}' for k, v in sorted(found.quarantined_by_reason.items()))})"
 
 
-def line_text(name: str, value: str) -> str:
+def line_text(name: str, value: str, *, width: int = 17) -> str:
     """One aligned line."""
-    return f"{name:<17} {value}"
+    return f"{name:<{width}} {value}"

@@ -7,6 +7,7 @@ importers fill it, and how its media must have been tokenized.
 import dataclasses
 import os
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from ov2_core.data.packing import PackingConfig
 from ov2_core.storage.files import Store
 from ov2_core.storage.source import local_path
 
+_NAME = re.compile(r"\w[\w.+-]{0,99}")
 _FIELDS = ("name", "slot", "importer", "path", "weight", "count", "shards")
 
 
@@ -145,6 +147,10 @@ def _spec(where: str, item: Any, folder: str, config: StageConfig) -> SourceSpec
     if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("name", "path")):
         raise ValueError(f"{where}: expected {{name, importer, path, ...}} with texts, got {item!r:.200}")
     name = item["name"]
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{where}: a name is a file name too: 1 to 100 letters, digits, and ._+- inside, got {name!r:.120}"
+        )
     slot = config.slot(str(item.get("slot", name)))
     importer = item.get("importer", slot.importers[0] if len(slot.importers) == 1 else None)
     if not isinstance(importer, str):

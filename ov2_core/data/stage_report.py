@@ -123,7 +123,7 @@ def _mixture(record: StageRecord) -> str:
     weighted = sum(s.num_samples for s in record.sources if s.name in weights)
     total = max(record.packing.num_samples, 1)
     for source in record.sources:
-        asked = f"{source.count:,} samples" if source.count is not None else f"weight {source.weight:g}"
+        asked = f"{source.count:,} samples" if source.count is not None else f"weight {source.weight:,.10g}"
         share = ""
         if source.weight is not None:
             share = f"{source.weight / sum(weights.values()) * weighted / total:.3%}"

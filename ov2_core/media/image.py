@@ -59,7 +59,9 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
                 return StillImage(upright_rgb(image).image, codec, flags)
     except FileNotFoundError:
         raise BadItemError("source_missing", f"no such file: {source}; check the manifest's path") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:  # its own text names the address of a buffer, another one each time
+        raise BadItemError("not_media", "Pillow knows no image format that begins like this; is it complete?") from None
+    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
         if isinstance(error, BadItemError):
             raise
         raise BadItemError("not_media", f"Pillow reads no image from it ({error}); is it complete?") from None

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.stage_text import stage_text
 from ov2_core.data.loader import StageLoader
 from ov2_core.data.stage import PackIndex, load_stage, part_rel
 from ov2_core.data.verify_stage import verify_stage
@@ -48,7 +49,7 @@ def built(token_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             app, [*args, *(["--materialize", "--shard-bytes", "100000"] if name == "shards" else [])]
         )
         assert result.exit_code == 0, result.output
-        assert "weight 4e+06 -> 6 samples (100.00%)" in result.output
+        assert "weight 4,000,000 -> 6 samples (100.00%)" in result.output
         assert "not filled" in result.output
     return folder
 
@@ -217,3 +218,14 @@ def _processor_with_merges() -> LlavaOnevision2Processor:
             tokenizer_object=Tokenizer.from_str(json.dumps(fields)), eos_token="<|im_end|>", pad_token="<|endoftext|>"
         )
     )
+
+
+def test_names_of_sources_are_aligned_and_what_was_left_out_is_named(built: Path) -> None:
+    store = Store(built / "index")
+    record = load_stage(store)
+    long = "a-source-of-a-rather-long-name"
+    source = record.sources[0].model_copy(update={"name": long, "dropped": {"unbound_media": 3}})
+    lines = stage_text(record.model_copy(update={"sources": [source]}), store).splitlines()
+    assert {line[len(long)] for line in lines} == {" "}
+    assert {line[len(long) + 1] == " " for line in lines} == {False}
+    assert any(line.split() == ["left", "out", store.url("dropped.jsonl")] for line in lines)

@@ -232,6 +232,9 @@ def test_another_command_in_the_same_folder_is_refused(toy: Path, tmp_path: Path
             "exactly one of weight and count",
         ),
         ("sources: [{name: image-text, importer: manifest, path: x, shards: 3}]", "shards must be"),
+        ("sources: [{name: a/../../b, slot: image-text, importer: manifest, path: x}]", "a name is a file name too"),
+        ("sources: [{name: '', slot: image-text, importer: manifest, path: x}]", "a name is a file name too"),
+        ("sources: [{name: .., slot: image-text, importer: manifest, path: x}]", "a name is a file name too"),
     ],
 )
 def test_a_sources_file_that_fits_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -9,7 +9,8 @@ before is quarantined as duplicate_id. Media are recorded, never fetched (docs/c
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from ov2_core.data.importers.captions import import_captions
 from ov2_core.data.importers.finevision import import_finevision
@@ -66,7 +67,21 @@ def open_importer(name: str, path: str, **options: Any) -> Iterator[ImportedItem
         raise ValueError(
             f"importer {name!r} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
         )
+    for option, kind in get_type_hints(importer).items():
+        if option in options and not _fits(options[option], kind):
+            raise ValueError(f"importer {name!r}: {option} must be {_kind_text(kind)}, got {options[option]!r:.80}")
     return _unique(importer(path, **options))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether an option's value, often read from YAML, is of the annotated type; whole numbers are floats too."""
+    kinds = get_args(kind) or (kind,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _kind_text(kind: Any) -> str:
+    words = {str: "text", bool: "true or false", float: "a number", int: "a whole number"}
+    return " or ".join(words.get(each, each.__name__) for each in get_args(kind) or (kind,) if each is not NoneType)
 
 
 def _unique(items: Iterator[ImportedItem]) -> Iterator[ImportedItem]:

@@ -188,4 +188,7 @@ def _turns(row: dict[str, Any], prompt: str) -> Turns:
             if not isinstance(row[name], str):
                 raise BadItemError("malformed_row", f"{name}: expected text, got {row[name]!r:.80}", stage="import")
             return [("user", prompt), ("assistant", row[name])]
+    if row.get("messages") is None and row.get("conversations") is None:
+        expected = ", ".join((*CAPTION_COLUMNS, "messages", "conversations"))
+        raise BadItemError("malformed_row", f"no text in any of {expected}", stage="import")
     return text_of(row)

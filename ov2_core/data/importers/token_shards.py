@@ -50,6 +50,8 @@ def _import_sample(
     row = RawRow(file=store.url(tar), row=number, value={"id": sample.id})
     try:
         record = _read_sample(store, tar, sample)
+        if not record.messages:
+            raise BadItemError("invalid_text", "the sample has no text; tokenize rows that have it", stage="import")
         messages, repairs = converse([(turn.role, turn.content) for turn in record.messages], [record.media])
         provenance = record.provenance
         medium = MediaRef(

@@ -1,5 +1,7 @@
 """Stills: upright, RGB, and clear words for what is no image."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +49,16 @@ def test_image_errors_say_why(tmp_path, name, payload, reason):
     with pytest.raises(BadItemError) as caught:
         load(tmp_path / name)
     assert caught.value.reason == reason
+
+
+def test_image_errors_are_the_same_each_time(tmp_path):
+    texts = set()
+    for _ in range(2):
+        with pytest.raises(BadItemError) as caught:
+            load_image(io.BytesIO(b"no image"), max_source_px=10**6)
+        texts.add(str(caught.value))
+    assert len(texts) == 1
+    assert "0x" not in texts.pop(), "the address of an object"
 
 
 def test_image_cut_off_is_refused(tmp_path):

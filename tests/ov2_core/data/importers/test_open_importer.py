@@ -30,6 +30,13 @@ def test_names_and_options_are_checked_at_once(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match=r"unknown importer 'webvid'; expected one of manifest, "):
         open_importer("webvid", "x")
+    with pytest.raises(ValueError, match=r"media_root must be text, got 5"):
+        open_importer("llava-video", "x", media_root=5)
+    with pytest.raises(ValueError, match=r"cut must be true or false, got 'yes'"):
+        open_importer("captions", "x", cut="yes")
+    with pytest.raises(ValueError, match=r"scale must be a number, got True"):
+        open_importer("molmo2-point", "x", scale=True)
+    open_importer("molmo2-point", "x", scale=1000, media_root=None).close()
     with pytest.raises(ValueError, match=r"has no option root; its options: source, media_root, media_template"):
         open_importer("llava-video", "x", root="y")
 

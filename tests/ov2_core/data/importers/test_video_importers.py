@@ -245,6 +245,13 @@ def test_captions_without_their_clip_and_bad_mapping_rows_fall(tmp_path: Path) -
     ]
 
 
+def test_captions_without_text_say_where_it_may_stand(tmp_path: Path) -> None:
+    path = write_json_lines(tmp_path / "split_30s.jsonl", [{"video": "a.mp4"}])
+    (item,) = open_importer("captions", str(path))
+    assert item.quarantined is not None
+    assert item.quarantined.message.endswith("no text in any of caption, text, messages, conversations")
+
+
 def test_captions_without_a_mapping(tmp_path: Path) -> None:
     path = write_json_lines(tmp_path / "c.jsonl", [{"video": "a.mp4", "caption": "x"}])
     (record,) = records(read("captions", path))
