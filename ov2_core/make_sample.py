@@ -20,12 +20,13 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.messages import to_messages
 from ov2_core.errors import BadItemError
+from ov2_core.media.frame_folder import list_frames, probe_frames, require_uniform
 from ov2_core.media.image import probe_image
 from ov2_core.media.probe import probe_video
 from ov2_core.plan import predict
 from ov2_core.storage.files import is_transient, open_source, retry_transient, source_identity
 from ov2_core.storage.writer import Member, encode_sample
-from ov2_core.tokenize_video import tokenize_image, tokenize_video
+from ov2_core.tokenize_video import tokenize_frames, tokenize_image, tokenize_video
 from ov2_core.tokenized import TokenizedVideo
 from schemas.shard import FilteredRow, PlannedRow, QuarantineReason, QuarantineRow, Stage
 from schemas.tokens import Provenance
@@ -211,6 +212,17 @@ def peak_rss_bytes() -> int:
 
 def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRecord]:
     to_messages(task.row, config.text)
+    if task.row.frames_fps is not None:
+        if config.tokenizer.mode == "codec":
+            require_uniform(config.tokenizer.mode)
+        folder = list_frames(task.uri, task.row.frames_fps)
+        found = probe_frames(
+            folder,
+            max_source_px=config.tokenizer.max_source_px,
+            start_seconds=task.row.start,
+            end_seconds=task.row.end,
+        )
+        return folder.identity, found.record()
     identity = source_identity(task.uri)
     with _opened(task.uri) as source:
         if task.row.image is not None:
@@ -223,18 +235,22 @@ def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRec
 def _tokenize(planned: PlannedRow, config: RunConfig) -> tuple[TokenizedVideo, list[Member]]:
     row, tokenizer = planned.row, config.tokenizer
     messages = to_messages(row, config.text)
-    identity = source_identity(planned.uri)
+    folder = None if row.frames_fps is None else list_frames(planned.uri, row.frames_fps)
+    identity = source_identity(planned.uri) if folder is None else folder.identity
     if identity != planned.identity:
         raise BadItemError(
             "source_changed",
             f"{planned.uri}: {_describe(identity)} now, but {_describe(planned.identity)} when it was planned; "
             "plan again into a new RUN",
         )
-    with _opened(planned.uri) as source:
-        if row.image is not None:
-            tokenized = tokenize_image(source, tokenizer)
-        else:
-            tokenized = tokenize_video(source, tokenizer, start_seconds=row.start, end_seconds=row.end)
+    if folder is not None:
+        tokenized = tokenize_frames(folder, tokenizer, start_seconds=row.start, end_seconds=row.end)
+    else:
+        with _opened(planned.uri) as source:
+            if row.image is not None:
+                tokenized = tokenize_image(source, tokenizer)
+            else:
+                tokenized = tokenize_video(source, tokenizer, start_seconds=row.start, end_seconds=row.end)
     provenance = Provenance(
         id=planned.id,
         uri=planned.uri,

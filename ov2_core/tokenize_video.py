@@ -19,6 +19,7 @@ from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, Scaler, decode_frames, frames_collected, motion_vectors
+from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, require_uniform
 from ov2_core.media.image import load_image
 from ov2_core.media.probe import VideoProbe, probe_video, restrict
 from ov2_core.signals.frame import BlockSignals, SignalExtractor
@@ -79,6 +80,36 @@ def tokenize_video(
     if probe.timeline.variable_rate:
         flags.add("variable_rate")
     return replace(result, flags=tuple(sorted(flags)), timings_seconds=clock.seconds)
+
+
+def tokenize_frames(
+    folder: FrameFolder,
+    config: TokenizerConfig,
+    *,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+) -> TokenizedVideo:
+    """Tokenize a folder of frames as a video: uniform frames, those alone decoded. Frames of another size are brought to the
+    first one's.
+
+    Raises:
+        BadItemError: unsupported for a codec recipe; empty_range; or a frame that cannot be read, naming it.
+    """
+    require_uniform(config.mode)
+    clock = _Clock()
+    limit = config.max_source_px
+    probe = probe_frames(folder, max_source_px=limit, start_seconds=start_seconds, end_seconds=end_seconds)
+    clock.lap("probe")
+    chosen = sample_uniform(probe.seconds_T, num_uniform_frames(probe.num_frames, probe.duration_seconds, config))
+    layout = _Layout.of(probe, config)
+    images, positions = layout.empty(len(chosen), config)
+    for number, index in enumerate(chosen.tolist()):
+        frame = load_frame(folder, probe.num_skipped + index, max_source_px=limit)
+        images[number] = frame.resized(layout.width, layout.height)
+        positions[number] = layout.positions(int(probe.timeline.ticks_T[index]), config)
+    clock.lap("decode")
+    made = _result(probe, config, images, positions, _windows(probe, chosen, config))
+    return replace(made, timings_seconds=clock.seconds)
 
 
 def tokenize_image(source: Source, config: TokenizerConfig) -> TokenizedVideo:
@@ -303,10 +334,15 @@ def _tokenize_whole_frames(
     if got != chosen.tolist():
         every = DecodeStats()
         return np.array([i for i, _ in decode_frames(source, probe, stats=every)], np.int64)
+    return _result(probe, config, images, positions, _windows(probe, chosen, config))
+
+
+def _windows(probe: VideoProbe, chosen: npt.NDArray[np.int64], config: TokenizerConfig) -> tuple[Group, ...]:
+    """Groups of frames shown whole: windows of four."""
     cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
     edges = [0, *chosen[FRAMES_PER_WINDOW::FRAMES_PER_WINDOW].tolist(), probe.num_frames]
     all_ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
-    groups = tuple(
+    return tuple(
         Group(
             first_image=g * FRAMES_PER_WINDOW,
             num_images=min(FRAMES_PER_WINDOW, len(chosen) - g * FRAMES_PER_WINDOW),
@@ -317,7 +353,6 @@ def _tokenize_whole_frames(
         )
         for g, (low, high) in enumerate(pairwise(edges))
     )
-    return _result(probe, config, images, positions, groups)
 
 
 def _end_tick(probe: VideoProbe) -> int:

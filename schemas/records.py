@@ -47,14 +47,15 @@ class MediaRef(Record):
     id: str = Field(min_length=1)
     """The manifest id of which `key` is made (ov2_core.data.keys.key_of)."""
     uri: str | None = Field(default=None, min_length=1)
-    """Absolute path or URL of a media file; of a folder of frames where `frames_folder` is set."""
+    """Absolute path or URL of a media file; of a folder of frames where `frames_fps` is set."""
     embedded: EmbeddedBytes | None = None
     run: str | None = Field(default=None, min_length=1)
     """A token run, path or URL, that holds the sample `key`: the medium is tokenized already."""
     start_seconds: float | None = Field(default=None, ge=0)
     end_seconds: float | None = Field(default=None, gt=0)
     """[start, end) on the file's own clock; None: from the first or to the last frame."""
-    frames_folder: bool = False
+    frames_fps: float | None = Field(default=None, gt=0, le=1000)
+    """Of a folder of frames; None: one file."""
 
     @model_validator(mode="after")
     def _one_place_and_a_range(self) -> Self:

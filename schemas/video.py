@@ -30,6 +30,8 @@ class ManifestRow(Record):
     id: str | None = Field(default=None, min_length=1)
     start: float | None = Field(default=None, ge=0)
     end: float | None = Field(default=None, gt=0)
+    frames_fps: float | None = Field(default=None, gt=0, le=1000)
+    """`video` is a folder of stills, so many a second, in the order of the numbers in their names."""
     caption: str | None = None
     messages: list[Message] | None = None
     conversations: list[dict[str, Any]] | None = None
@@ -44,6 +46,8 @@ class ManifestRow(Record):
             raise ValueError(f"end ({self.end}) must be greater than start ({self.start})")
         if self.image is not None and (self.start is not None or self.end is not None):
             raise ValueError("'start' and 'end' belong to a video, not to an image")
+        if self.image is not None and self.frames_fps is not None:
+            raise ValueError("'frames_fps' belongs to a video that is a folder of stills, not to an image")
         if sum(x is not None for x in (self.caption, self.messages, self.conversations)) > 1:
             raise ValueError("give at most one of 'caption', 'messages' and 'conversations'")
         return self

@@ -18,6 +18,7 @@ from ov2_core import config as configs
 from ov2_core.data.chunks import OWN_RUN, ChunkDone, dropped_of, read_lines
 from ov2_core.data.mixture import interleave
 from ov2_core.data.packing import pack
+from ov2_core.data.records import manifest_row
 from ov2_core.data.runs import tar_digests
 from ov2_core.data.stage import DROPPED_JSONL, pack_key, write_packs
 from ov2_core.data.stage_config import SourceSpec, StageConfig
@@ -271,7 +272,7 @@ def write_dropped(store: Store, parts: Sequence[SourcePart]) -> list[str]:
                     lines.append(canonical_json(dropped_of(line, name)))
                     for given in line.get("missing", ()):
                         ref = MediaRef.model_validate(given)
-                        missing[ref.key] = _manifest_row(ref)
+                        missing[ref.key] = manifest_row(ref).model_dump(mode="json", exclude_defaults=True)
         if missing:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in missing.values())
             manifests.append(f"missing/{name}.jsonl")
@@ -282,13 +283,3 @@ def write_dropped(store: Store, parts: Sequence[SourcePart]) -> list[str]:
     store.remove_empty_dirs("missing")
     store.write_bytes(DROPPED_JSONL, b"".join(line + b"\n" for line in lines))
     return manifests
-
-
-def _manifest_row(ref: MediaRef) -> dict[str, Any]:
-    """A row that `ov2 tokenize` reads; its id makes the key that the text is bound to."""
-    row: dict[str, Any] = {ref.kind: ref.uri, "id": ref.id}
-    if ref.start_seconds is not None:
-        row["start"] = ref.start_seconds
-    if ref.end_seconds is not None:
-        row["end"] = ref.end_seconds
-    return row

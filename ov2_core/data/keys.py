@@ -39,7 +39,8 @@ def derived_id(row: ManifestRow) -> str:
     """
     uri = row.video or row.image or ""
     text = row.model_dump(include={"caption", "messages", "conversations"}, mode="json")
-    content = json.dumps([uri, row.start, row.end, text], sort_keys=True)
+    rate = [] if row.frames_fps is None else [row.frames_fps]
+    content = json.dumps([uri, row.start, row.end, text, *rate], sort_keys=True)
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     stem = posixpath.splitext(posixpath.basename(uri.split("?", 1)[0].rstrip("/")))[0]
     return f"{_slug(stem)}_{digest}"

@@ -44,7 +44,7 @@ class MediaExport:
     """References to them by records."""
     num_embedded_bytes: int
     left_out: dict[str, str]
-    """Key to reason, for media that a manifest cannot name (folders of frames)."""
+    """Key to reason, for media that a manifest cannot name (embedded images whose bytes are other ones now)."""
 
 
 def write_records(path: str, records: Iterable[TrainingRecord]) -> int:
@@ -80,12 +80,13 @@ def manifest_row(ref: MediaRef, *, uri: str | None = None) -> ManifestRow:
         BadItemError: unsupported, for what a manifest cannot name.
     """
     uri = uri or ref.uri
-    if uri is None or ref.frames_folder:
-        what = "a folder of frames" if ref.frames_folder else "a medium without a file"
-        raise BadItemError("unsupported", f"{ref.id}: {what} cannot stand in a manifest", stage="import")
+    if uri is None:
+        raise BadItemError(
+            "unsupported", f"{ref.id}: a medium without a file cannot stand in a manifest", stage="import"
+        )
     if ref.kind == "image":
         return ManifestRow(image=uri, id=ref.id)
-    return ManifestRow(video=uri, id=ref.id, start=ref.start_seconds, end=ref.end_seconds)
+    return ManifestRow(video=uri, id=ref.id, start=ref.start_seconds, end=ref.end_seconds, frames_fps=ref.frames_fps)
 
 
 def export_media(items: Iterable[ImportedItem], folder: str) -> MediaExport:
@@ -205,7 +206,7 @@ class _Seen:
         """False for one met before. Raises ValueError where the key stands for another medium."""
         sha256 = ref.embedded.sha256 if ref.embedded is not None else None
         place = ref.uri or sha256 or ""
-        content = json.dumps([ref.id, ref.kind, place, ref.start_seconds, ref.end_seconds, ref.frames_folder])
+        content = json.dumps([ref.id, ref.kind, place, ref.start_seconds, ref.end_seconds, ref.frames_fps])
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
         try:
             self._database.execute("INSERT INTO media VALUES (?, ?, ?)", (ref.key, digest, place))

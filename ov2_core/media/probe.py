@@ -139,6 +139,29 @@ def restrict(probe: VideoProbe, indices_T: npt.NDArray[np.int64]) -> VideoProbe:
     )
 
 
+def frames_in_range(
+    seconds_T: npt.NDArray[np.float64], last_seconds: float, start_seconds: float | None, end_seconds: float | None
+) -> npt.NDArray[np.int64]:
+    """Indices of the frames in the half-open range; `last_seconds` is how long the last one is shown.
+
+    Raises:
+        BadItemError: empty_range.
+    """
+    inside = np.ones(len(seconds_T), bool)
+    if start_seconds is not None:
+        inside &= seconds_T >= start_seconds - 1e-6
+    if end_seconds is not None:
+        inside &= seconds_T < end_seconds - 1e-6
+    chosen = np.flatnonzero(inside)
+    if not len(chosen):
+        raise BadItemError(
+            "empty_range",
+            f"no frame in [{start_seconds}, {end_seconds}) s: the video lasts {seconds_T[-1] + last_seconds:.3f} s",
+            stage="probe",
+        )
+    return chosen
+
+
 def _demux(container: Any, stream: Any) -> _Packets:
     packets = _Packets([], [], [], [], [], 0, False, 0)
     try:
@@ -188,18 +211,7 @@ def _describe(
     if _is_truncated(container, stream, packets, max(float(seconds[-1]), end_on_its_clock) + last_seconds):
         flags.append("truncated")
 
-    inside = np.ones(len(seconds), bool)
-    if start_seconds is not None:
-        inside &= seconds >= start_seconds - 1e-6
-    if end_seconds is not None:
-        inside &= seconds < end_seconds - 1e-6
-    chosen = np.flatnonzero(inside)
-    if not len(chosen):
-        raise BadItemError(
-            "empty_range",
-            f"no frame in [{start_seconds}, {end_seconds}) s: the video lasts {seconds[-1] + last_seconds:.3f} s",
-            stage="probe",
-        )
+    chosen = frames_in_range(seconds, last_seconds, start_seconds, end_seconds)
     timeline = fit_timeline(seconds[chosen], rates)
     next_seconds = seconds[chosen[-1] + 1] if chosen[-1] + 1 < len(seconds) else seconds[-1] + last_seconds
     rotation = packets.rotation_degrees

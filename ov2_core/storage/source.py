@@ -70,10 +70,38 @@ def source_identity(uri: str, *, storage_options: dict[str, Any] | None = None) 
         if info.get("type") == "directory" or info.get("size") is None:
             raise _bad("source_missing", f"{uri}: not a file of known size; give the URI of one media file")
         size = int(info["size"])
-        stamp = next((str(info[name]).strip('"') for name in _STAMPS if info.get(name)), "")
+        stamp = _stamp(info)
     if size == 0:
         raise _bad("source_empty", f"{uri}: 0 bytes; upload or copy it again")
     return SourceIdentity(size_bytes=size, stamp=stamp)
+
+
+def list_folder(uri: str, *, storage_options: dict[str, Any] | None = None) -> list[tuple[str, SourceIdentity]]:
+    """(URI, identity) of the files directly in a folder, in no order, by one listing.
+
+    Raises:
+        BadItemError: refused_uri, source_missing (nothing there, or no folder).
+    """
+    path = local_path(uri)
+    try:
+        if path is not None:
+            with os.scandir(path) as entries:
+                found = [(entry.path, entry.stat()) for entry in entries if entry.is_file()]
+            return [(name, SourceIdentity(size_bytes=s.st_size, stamp=str(s.st_mtime_ns))) for name, s in found]
+        fs, remote = _remote(uri, storage_options)
+        infos = retry_transient(lambda: fs.ls(remote, detail=True))
+    except BadItemError:
+        raise
+    except Exception as error:
+        raise _missing(uri, error) from error
+    files = [info for info in infos if info.get("type") == "file" and info["name"].rstrip("/") != remote.rstrip("/")]
+    if infos and not files and infos[0]["name"].rstrip("/") == remote.rstrip("/"):
+        raise _bad("source_missing", f"{uri}: a file, not a folder of frames; leave frames_fps out")
+    return [(str(fs.unstrip_protocol(i["name"])), SourceIdentity(size_bytes=i["size"], stamp=_stamp(i))) for i in files]
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    return next((str(info[name]).strip('"') for name in _STAMPS if info.get(name)), "")
 
 
 def _local_stat(uri: str, path: str) -> os.stat_result:

@@ -36,6 +36,7 @@ def import_manifest(path: str, *, source: str = "manifest", text: TextConfig | N
             uri=resolve_uri(row.video or row.image or "", origin.file),
             start_seconds=row.start,
             end_seconds=row.end,
+            frames_fps=row.frames_fps,
         )
         tags = [*row.tags, *([f"source:{row.source}"] if row.source else [])]
         record = TrainingRecord(

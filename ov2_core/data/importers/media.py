@@ -29,7 +29,7 @@ def file_ref(
     root: str | None,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
-    frames_folder: bool = False,
+    frames_fps: float | None = None,
 ) -> MediaRef:
     """A media file that the row names by `path`, relative to `root` or, without one, to the row's own file.
 
@@ -39,7 +39,7 @@ def file_ref(
     if not isinstance(path, str) or not path.strip():
         raise BadItemError("malformed_row", f"{kind}: expected a path or URL, got {path!r:.80}", stage="import")
     uri = resolve_uri(path, f"{root.rstrip('/')}/_" if root else origin.file)
-    content = json.dumps([source, path, start_seconds, end_seconds])
+    content = json.dumps([source, path, start_seconds, end_seconds, *([] if frames_fps is None else [frames_fps])])
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:20]
     id_ = f"{_slug(posixpath.splitext(posixpath.basename(path.split('?', 1)[0].rstrip('/')))[0])}_{digest}"
     return MediaRef(
@@ -49,7 +49,7 @@ def file_ref(
         uri=uri,
         start_seconds=start_seconds,
         end_seconds=end_seconds,
-        frames_folder=frames_folder,
+        frames_fps=frames_fps,
     )
 
 

@@ -3,7 +3,8 @@
 
 Entry of the YAML (below `datasets:` or a bare list): json_path, data_root, sampling_strategy (all, first:N, first2:N ...,
 end:N; N a count or a percentage), media_type (video, image, text, mix; absent: by the row), video_read_type (`img` and
-`frame`: a folder of frames). What the strategy leaves out is no item. Store prefixes such as "p2:" before s3:// are dropped.
+`frame`: a folder of frames, so many a second as the row's `fps` says). What the strategy leaves out is no item. Store prefixes
+such as "p2:" before s3:// are dropped.
 """
 
 import itertools
@@ -40,11 +41,13 @@ class DatasetEntry(Record):
 
 
 def import_videochat_flash(
-    path: str, *, source: str = "videochat-flash", media_root: str | None = None
+    path: str, *, source: str = "videochat-flash", media_root: str | None = None, frames_fps: float = 1.0
 ) -> Iterator[ImportedItem]:
     """Records of all entries, in the YAML's order.
 
-    `media_root` stands before every relative data_root; relative json_paths are relative to the YAML.
+    Args:
+        media_root: stands before every relative data_root; relative json_paths are relative to the YAML.
+        frames_fps: rate of folders of frames whose row gives no `fps`; 3 where the path names TVQA, as upstream's reader has it.
 
     Raises:
         ValueError: a YAML or an entry that cannot be used, naming it.
@@ -53,10 +56,12 @@ def import_videochat_flash(
         for entry in _entries(file):
             annotations = resolve_uri(entry.json_path, file)
             rows = _sampled(annotations, entry.sampling_strategy)
-            yield from import_rows(rows, _maker(entry, source=source, media_root=media_root))
+            yield from import_rows(
+                rows, _maker(entry, source=source, media_root=media_root, frames_fps=float(frames_fps))
+            )
 
 
-def _maker(entry: DatasetEntry, *, source: str, media_root: str | None) -> Any:
+def _maker(entry: DatasetEntry, *, source: str, media_root: str | None, frames_fps: float) -> Any:
     data_root = _STORE_PREFIX.sub("", entry.data_root)
 
     def make(row: dict[str, Any], origin: RecordOrigin) -> Made:
@@ -95,8 +100,16 @@ def _maker(entry: DatasetEntry, *, source: str, media_root: str | None) -> Any:
             root=media_root,
             start_seconds=seconds_of(row.get("start"), "start") if kind == "video" else None,
             end_seconds=seconds_of(row.get("end"), "end") if kind == "video" else None,
-            frames_folder=kind == "video" and entry.video_read_type in ("img", "frame"),
+            frames_fps=_rate(item, row) if kind == "video" and entry.video_read_type in ("img", "frame") else None,
         )
+
+    def _rate(item: Any, row: dict[str, Any]) -> float:
+        given = row.get("fps")
+        if given is None:
+            return 3.0 if "tvqa" in str(item).lower() else frames_fps
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            raise BadItemError("malformed_row", f"fps: expected a number, got {given!r:.40}", stage="import")
+        return float(given)
 
     return make
 

@@ -176,12 +176,12 @@ def test_one_key_for_two_media_is_an_error(tmp_path: Path) -> None:
         export_media(items, str(tmp_path / "two"))
 
 
-def test_what_no_manifest_can_name_is_left_out_and_said(tmp_path: Path) -> None:
-    frames = MediaRef(kind="video", key="f", id="f", uri="/frames/f", frames_folder=True)
+def test_folders_of_frames_stand_in_the_manifest_and_tokenized_media_do_not(tmp_path: Path) -> None:
+    frames = MediaRef(kind="video", key="f", id="f", uri="/frames/f", frames_fps=2)
     run = MediaRef(kind="video", key="r", id="r", run="/run")
     exported = export_media([record_of(frames), record_of(run)], str(tmp_path))
-    assert (exported.num_media, list(exported.left_out)) == (0, ["f"])
-    assert (tmp_path / "manifest.jsonl").read_text() == ""
+    assert (exported.num_media, list(exported.left_out)) == (1, [])
+    assert json.loads((tmp_path / "manifest.jsonl").read_text()) == {"video": "/frames/f", "id": "f", "frames_fps": 2}
     with pytest.raises(BadItemError, match="without a file"):
         manifest_row(run)
 

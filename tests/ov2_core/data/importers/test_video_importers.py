@@ -142,11 +142,20 @@ def test_videochat_flash_sampling(tmp_path: Path, strategy: str, expected: Any) 
 def test_videochat_flash_folders_of_frames_and_media_type(tmp_path: Path) -> None:
     write_json_lines(
         tmp_path / "ann.jsonl",
-        [{"video": "frames/a", "conversations": conversation()}, {"conversations": conversation()}],
+        [
+            {"video": "frames/a", "conversations": conversation()},
+            {"conversations": conversation()},
+            {"video": "TVQA/b", "conversations": conversation()},
+            {"video": "frames/a", "conversations": conversation(), "fps": 2},
+            {"video": "frames/a", "conversations": conversation(), "fps": "2"},
+            {"video": "frames/a", "conversations": conversation(), "fps": 0},
+        ],
     )
     items = read("videochat-flash", flash(tmp_path, json_path="ann.jsonl", media_type="video", video_read_type="img"))
-    assert [record.media[0].frames_folder for record in records(items)] == [True]
-    assert [(row.line, row.reason) for row in fallen(items)] == [(2, "malformed_row")]
+    media = [record.media[0] for record in records(items)]
+    assert [medium.frames_fps for medium in media] == [1.0, 3.0, 2.0]
+    assert len({medium.key for medium in media}) == 3, "the rate is part of what a medium is"
+    assert [(row.line, row.reason) for row in fallen(items)] == [(line, "malformed_row") for line in (2, 5, 6)]
 
 
 @pytest.mark.parametrize(
