@@ -3,7 +3,8 @@
 The work is what any trainer needs of a pack: its JSON read, positions parsed, every picture decoded to RGB. webdataset and Energon
 do it in worker processes, as they are made to, and hand tensors over in shared memory; our loader in threads. "bare read" takes
 the members' bytes alone, one after the other, in one thread. Every reader runs once a round, in turn, and the best round counts.
-Packing is timed beside first-fit decreasing and upstream's settings. Synthetic shards are made where none are given.
+Packing is timed beside first-fit decreasing and upstream's settings; resumes in large stages by bench_resume.py. Synthetic shards
+are made where none are given.
 
 Rates are taken from the first batch on; what comes before is told apart, as start.
 """
@@ -23,12 +24,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jobs.bench_resume import bench_resume, commit_packs
+from jobs.bench_resume import table_text as resume_text
 from ov2_core.data.packing import PackingConfig, pack
-from ov2_core.storage.commit import commit_shard
 from ov2_core.storage.files import Store
 from ov2_core.storage.index import write_index
 from ov2_core.storage.writer import Member, canonical_json, iter_tar_members, write_tar
-from schemas.shard import CommittedSample
 from schemas.stage import PackedMedium, PackedSample, PackedSamples
 from schemas.video import Message
 
@@ -46,11 +47,16 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1_000_000, help="lengths to pack; 0 leaves packing out")
+    parser.add_argument(
+        "--resume-packs", type=int, default=0, help="resume in stages of so many packs too (200000: minutes)"
+    )
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     args = parser.parse_args(None if argv is None else list(argv))
     with tempfile.TemporaryDirectory(prefix="ov2-bench-") as folder:
         path = args.stage or str(make_stage(Path(folder), num_packs=args.packs, num_images=args.images))
         report = bench_readers(path, workers=args.workers, rounds=args.rounds)
+        if args.resume_packs:
+            report["resume"] = bench_resume(Path(folder) / "large", num_packs=args.resume_packs, workers=args.workers)
     if args.samples:
         report["packing"] = bench_packing(args.samples)
     print(table_text(report))
@@ -271,37 +277,7 @@ def make_stage(folder: Path, *, num_packs: int, num_images: int, packs_per_shard
         numbers = range(start, min(start + packs_per_shard, num_packs))
         packs = [(f"ps_{number:08d}", _members(number, num_images, pictures)) for number in numbers]
         tar = write_tar(str(folder / "new.tar"), packs)
-        commit_shard(
-            store,
-            shard=shard,
-            tar=tar,
-            samples=[
-                CommittedSample(
-                    line=start + i + 1,
-                    key=placed.key,
-                    id=placed.key,
-                    byte_offset=placed.byte_offset,
-                    byte_size=placed.byte_size,
-                    parts=placed.parts,
-                    num_images=num_images,
-                    num_tokens=num_images * 196,
-                    num_groups=num_images // 4,
-                    duration_seconds=0.0,
-                    codec="pack",
-                    mode="pack",
-                    flags=[],
-                    cpu_seconds=0.0,
-                    peak_rss_bytes=0,
-                )
-                for i, placed in enumerate(tar.samples)
-            ],
-            filtered=[],
-            quarantined=[],
-            config_digest="",
-            code_version="",
-            started_unix_seconds=0.0,
-            finished_unix_seconds=0.0,
-        )
+        commit_packs(store, shard, start, tar, num_images=num_images)
     write_index(store)
     return folder
 
@@ -370,6 +346,8 @@ def table_text(report: dict[str, Any]) -> str:
         )
     resume = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report["resume_seconds"].items())
     lines.append(f"resume to the first batch: {resume}")
+    if "resume" in report:
+        lines.append(resume_text(report["resume"]))
     for name, found in report.get("packing", {}).items():
         lines.append(
             f"packing, {name}: fill {found['fill']:.2%} in {found['seconds']:.1f} s ({found['samples']:,} samples); "

@@ -6,6 +6,8 @@ and the sample. Thread-safe.
 """
 
 import json
+import sqlite3
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from ov2_core.data.keys import key_of
-from ov2_core.data.stage import PackIndex, load_tars, relocate
+from ov2_core.data.stage import PackIndex, TarTable, pack_key, relocate
 from ov2_core.model.visual import Visual, show_sample
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import INFO_JSON
@@ -94,8 +96,8 @@ class IndexPacks:
         self.block_packs = record.packs_per_block
         self.index = PackIndex(store, record, cached_blocks=cached_blocks)
         self._names = [source.name for source in record.sources]
-        self._tars = load_tars(store)
-        self._stores = {run: Store(_absolute(relocate(run, moved), store)) for run in {tar.run for tar in self._tars}}
+        self._tars = TarTable(store)
+        self._stores = {run: Store(_absolute(relocate(run, moved), store)) for run in self._tars.runs()}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -126,7 +128,7 @@ class IndexPacks:
             media_keys=[medium.key for medium in sample.media],
             num_tokens=sample.num_tokens,
             num_bytes=sum(medium.byte_size for medium in sample.media),
-            tars=[self._stores[self._tars[m.tar].run].url(self._tars[m.tar].name) for m in sample.media],
+            tars=[self._url(medium.tar) for medium in sample.media],
         )
 
     def _show(self, medium: StageMedium, sample: StageSample, pack_key: str) -> Visual:
@@ -134,11 +136,14 @@ class IndexPacks:
         try:
             return show_sample(found)
         except (ValueError, KeyError) as error:
-            tar = self._tars[medium.tar]
-            url = self._stores[tar.run].url(tar.name)
+            url = self._url(medium.tar)
             raise BadPackError(
                 f"{url}: sample {medium.key} of pack {pack_key} cannot be read: {error}", tar=url
             ) from error
+
+    def _url(self, number: int) -> str:
+        tar = self._tars[number]
+        return self._stores[tar.run].url(tar.name)
 
     def read_medium(self, medium: StageMedium, sample: StageSample, pack_key: str) -> StoredSample:
         """A medium's sample as it lies in its token shard. Raises BadPackError."""
@@ -158,23 +163,31 @@ class IndexPacks:
 
 
 class ShardPacks:
-    """Packs of stage shards, in the order of their tars."""
+    """Packs of stage shards, in the order of their tars.
+
+    Places come from the offsets beside each tar (X.tar.idx, 8 bytes a pack), read when a pack of it is first asked for, so that
+    opening a stage on an object store costs one small file; the index.sqlite, gigabytes for a large stage, is not needed. Only
+    where a tar has no such file is it opened.
+    """
 
     block_packs = 64
 
     def __init__(self, store: Store, record: StageRecord | None) -> None:
         """Raises ValueError where the folder has no Energon index."""
         try:
-            self._db, self._folder = open_index(store)
+            counts: dict[str, int] = json.loads(store.read_bytes(INFO_JSON))["shard_counts"]
         except FileNotFoundError:
             raise ValueError(
                 f"{store.root} holds neither stage.json nor an Energon index (.nv-meta); give the folder of a stage"
             ) from None
+        self._ours = record is not None
         if record is not None:
             self.block_packs = record.packs_per_block
         self._store = store
         self._lock = threading.Lock()
-        counts: dict[str, int] = json.loads(store.read_bytes(INFO_JSON))["shard_counts"]
+        self._offsets: dict[int, npt.NDArray[np.uint64]] = {}
+        self._db: sqlite3.Connection | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._tars = list(counts)
         self._starts = np.cumsum([0, *counts.values()])
 
@@ -182,31 +195,55 @@ class ShardPacks:
         return int(self._starts[-1])
 
     def load(self, number: int, *, skip_bad: bool) -> LoadedPack:
-        """One range read."""
+        """One range read, and one more for the first pack of a tar."""
         tar = int(np.searchsorted(self._starts, number, side="right")) - 1
-        with self._lock:
-            row = self._db.execute(
-                "SELECT sample_key, byte_offset, byte_size FROM samples WHERE tar_file_id = ? AND sample_index = ?",
-                (tar, number - int(self._starts[tar])),
-            ).fetchone()
         name = self._tars[tar]
+        at = pack_key(number) if self._ours else f"number {number}"
         try:
-            if row is None:
-                raise ValueError("the index does not name it; write it anew")
-            key, offset, size = row
-            members = dict(split_slice(self._store.read_range(name, offset, offset + size), key=key))
+            start, stop = self._place(tar, number - int(self._starts[tar]))
+            data = self._store.read_range(name, start, stop)
+            key = at if self._ours else _first_stem(data)
+            members = dict(split_slice(data, key=key))
             return LoadedPack(number=number, key=key, samples=show_packed(members, tar=self._store.url(name)))
         except (OSError, EOFError, ValueError, KeyError) as error:
             if is_transient(error):
                 raise
-            at = row[0] if row else f"number {number}"
             tar_url = self._store.url(name)
             if skip_bad:
-                return LoadedPack(number=number, key=str(at), samples=[], skipped=Counter([tar_url]))
+                return LoadedPack(number=number, key=at, samples=[], skipped=Counter([tar_url]))
             raise BadPackError(f"{tar_url}: pack {at} cannot be read: {error}", tar=tar_url) from error
 
+    def _place(self, tar: int, place: int) -> tuple[int, int]:
+        """Bytes [start, stop) of a pack in its tar."""
+        offsets = self._offsets.get(tar)
+        if offsets is None:
+            num_packs = int(self._starts[tar + 1] - self._starts[tar])
+            try:
+                offsets = np.frombuffer(self._store.read_bytes(f"{self._tars[tar]}.idx"), "<u8")
+            except FileNotFoundError:
+                offsets = self._offsets_of_index(tar)
+            if len(offsets) != num_packs + 1:
+                raise ValueError(
+                    f"its offsets are of {len(offsets) - 1} packs, the index says {num_packs}; write it anew"
+                )
+            self._offsets[tar] = offsets
+        start, stop = int(offsets[place]), int(offsets[place + 1])
+        if start >= stop:
+            raise ValueError("its offsets do not ascend; write the index anew")
+        return start, stop
+
+    def _offsets_of_index(self, tar: int) -> npt.NDArray[np.uint64]:
+        with self._lock:
+            if self._db is None:
+                self._db, self._folder = open_index(self._store)
+            rows = self._db.execute(
+                "SELECT byte_offset, byte_size FROM samples WHERE tar_file_id = ? ORDER BY sample_index", (tar,)
+            ).fetchall()
+        return np.array([offset for offset, _ in rows] + ([sum(rows[-1])] if rows else []), np.uint64)
+
     def close(self) -> None:
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -234,6 +271,11 @@ def split_slice(data: bytes, *, key: str) -> list[Member]:
         members.append((part, data[at : at + size]))
         at += -(-size // _BLOCK) * _BLOCK
     return members
+
+
+def _first_stem(data: bytes) -> str:
+    """The key that a slice opens with."""
+    return data[:100].rstrip(b"\0").decode().partition(".")[0]
 
 
 def show_packed(members: dict[str, bytes], *, tar: str) -> list[LoadedSample]:

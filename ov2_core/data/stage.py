@@ -161,8 +161,30 @@ def load_stage(store: Store) -> StageRecord:
 
 def load_tars(store: Store) -> list[StageTar]:
     """Tars by number."""
-    table = pq.read_table(io.BytesIO(store.read_bytes(TARS_PARQUET)), schema=_TARS)
-    return [StageTar.model_validate(row) for row in table.to_pylist()]
+    return list(TarTable(store))
+
+
+class TarTable:
+    """Tars by number, kept as they stand in the file: a stage of the published corpus names a hundred thousand, a batch a few."""
+
+    def __init__(self, store: Store) -> None:
+        self._table = pq.read_table(io.BytesIO(store.read_bytes(TARS_PARQUET)), schema=_TARS).combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, number: int) -> StageTar:
+        """Raises IndexError."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return StageTar.model_validate(self._table.slice(number, 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[StageTar]:
+        return (StageTar.model_validate(row) for row in self._table.to_pylist())
+
+    def runs(self) -> list[str]:
+        """The token runs, each once."""
+        return [str(run) for run in self._table["run"].unique().to_pylist()]
 
 
 class PackIndex:

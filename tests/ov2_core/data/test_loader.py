@@ -16,6 +16,7 @@ import torch
 from feature_runs import INLINE
 
 from jobs.recipes import stage
+from ov2_core.data import read_pack
 from ov2_core.data.loader import StageLoader
 from ov2_core.data.read_pack import BadPackError
 from ov2_core.data.stage_config import with_settings
@@ -330,6 +331,27 @@ def test_a_folder_of_shards_alone_is_read_too(stages: Path, processor: Any, tmp_
     loader = open_loader(tmp_path, processor, "alone")
     assert loader.record is None
     assert sorted(keys_of(loader)) == sorted(keys_of(open_loader(stages, processor)))
+
+
+def test_shards_are_read_by_the_offsets_beside_them_and_by_the_index_where_these_are_gone(
+    stages: Path, processor: Any, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = keys_of(open_loader(stages, processor, "shards"))
+    monkeypatch.setattr(read_pack, "open_index", lambda _: pytest.fail("a large stage's index.sqlite was opened"))
+    assert keys_of(open_loader(broken, processor, "shards")) == whole
+    monkeypatch.undo()
+    first, *others = sorted((broken / "shards/shards").glob("*.idx"))
+    for sidecar in others:
+        sidecar.unlink()
+    with open_loader(broken, processor, "shards") as loader:
+        assert keys_of(loader) == whole
+    (broken / "shards/stage.json").unlink()  # as if others had made the shards: keys are those of the tars
+    with open_loader(broken, processor, "shards", mixed_blocks=0) as loader:
+        assert keys_of(loader) == sorted(whole)
+    for harmed, message in ((first.read_bytes()[:-8], "write it anew"), (bytes(first.stat().st_size), "do not ascend")):
+        first.write_bytes(harmed)
+        with pytest.raises(BadPackError, match=rf"shard-000000\.tar: pack .* {message}"):
+            keys_of(open_loader(broken, processor, "shards", mixed_blocks=0))
 
 
 @pytest.mark.parametrize(
