@@ -122,7 +122,7 @@ def add_stage_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
             need_torch()
             from ov2_core.data.read_pack import open_packs
             from ov2_core.data.stage import load_stage
-            from ov2_core.data.stage_report import describe_pack
+            from ov2_core.data.stage_samples import describe_pack
 
             store = Store(stage)
             record = load_stage(store)
@@ -131,7 +131,7 @@ def add_stage_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
                 return
             if not 0 <= pack < record.packing.num_packs:
                 raise ValueError(f"{stage} has packs 0..{record.packing.num_packs - 1}, got {pack}")
-            packs = open_packs(store, record, moved=_moved(moved))
+            packs = open_packs(store, record, moved=moved_runs(moved))
             print(describe_pack(packs.load(pack, skip_bad=False)))
             packs.close()
 
@@ -151,7 +151,7 @@ def add_stage_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
             from ov2_core.model.processor import LlavaOnevision2Processor
 
             processor = None if model is None else LlavaOnevision2Processor.from_pretrained(model)
-            found = verify_stage(Store(stage), deep=not quick, moved=_moved(moved), processor=processor)
+            found = verify_stage(Store(stage), deep=not quick, moved=moved_runs(moved), processor=processor)
             print("\n".join(check_lines(found)))
         raise typer.Exit(0 if found.ok else EXIT_INVALID)
 
@@ -162,10 +162,11 @@ def add_stage_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
             need_torch()
             from ov2_core.data.stage_report import write_stage_report
 
-            print(write_stage_report(Store(stage), moved=_moved(moved)))
+            print(write_stage_report(Store(stage), moved=moved_runs(moved)))
 
 
-def _moved(texts: list[str] | None) -> dict[str, str]:
+def moved_runs(texts: list[str] | None) -> dict[str, str]:
+    """Pairs of OLD=NEW. Raises ValueError for anything else."""
     pairs = [text.partition("=") for text in texts or []]
     if any(not old or not new for old, _, new in pairs):
         raise ValueError(f"--moved expects OLD=NEW, got {texts}")

@@ -11,13 +11,16 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Mode = Literal["codec", "uniform", "still"]
 Policy = Literal["saliency", "evidence"]
 Normalisation = Literal["frame", "clip"]
+_Config = TypeVar("_Config")
+_FIXED = ("recipe", "name", "version")
+"""Fields that say which recipe a config is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,11 +238,25 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig
     return config
 
 
+def with_settings(config: _Config, settings: Sequence[str]) -> _Config:
+    """A copy of any frozen config with fields set from "a.b=value" texts.
+
+    Raises:
+        ValueError: no "=", an unknown key (the valid ones are listed), or a value of another type.
+    """
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set expects key=value, got {text!r}")
+        config = _set_path(config, key.strip().split("."), value, key.strip())
+    return config
+
+
 def _set_path(node: Any, path: list[str], text: str, key: str) -> Any:
     names = [f.name for f in dataclasses.fields(node)]
-    if path[0] not in names or (len(path) == 1 and path[0] == "recipe"):
+    if path[0] not in names or (len(path) == 1 and path[0] in _FIXED):
         raise ValueError(
-            f"--set {key}: no such field {path[0]!r}; valid here: {', '.join(n for n in names if n != 'recipe')}"
+            f"--set {key}: no such field {path[0]!r}; valid here: {', '.join(n for n in names if n not in _FIXED)}"
         )
     value = getattr(node, path[0])
     if len(path) > 1:
@@ -260,14 +277,18 @@ def _parse(text: str, hint: Any, key: str) -> Any:
         return text
     if hint is str:
         return text
+    if type(None) in typing.get_args(hint):
+        return None if text == "none" else _parse(text, typing.get_args(hint)[0], key)
     try:
+        if hint is bool:
+            return {"true": True, "false": False}[text]
         if hint is int:
             return int(text)
         if hint is float:
             return float(text)
         if origin in (tuple, types.GenericAlias):
             return tuple((float(a), int(b)) for a, b in json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"--set {key}: cannot read {text!r} as {hint}: {error}") from None
     raise ValueError(f"--set {key}: fields of type {hint} cannot be set from the command line")
 

@@ -12,10 +12,11 @@ Shapes: N patches of all groups, H heads, D head_dim, G groups, L patches of a g
 """
 
 import functools
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -130,14 +131,22 @@ def choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend
 
 
 def grouped_attention(
-    q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout, *, backend: AttentionBackend = "auto"
+    q_NHD: Tensor,
+    k_NHD: Tensor,
+    v_NHD: Tensor,
+    groups: GroupLayout,
+    *,
+    backend: AttentionBackend = "auto",
+    causal: bool = False,
 ) -> Tensor:
     """Softmax attention with scale 1 / sqrt(D), inside each group.
 
     Args:
-        q_NHD: queries; with keys and values of one shape, dtype and device. Views of a fused projection are fine.
+        q_NHD: queries; with keys and values of one dtype and device. Views of a fused projection are fine. Keys and values may
+            have fewer heads, each for as many consecutive query heads.
         groups: their lengths sum to N.
         backend: "auto" chooses by device and dtype.
+        causal: a row sees itself and those before it in its group.
 
     Returns:
         `[N, H, D]`, dtype of the queries.
@@ -147,18 +156,21 @@ def grouped_attention(
     """
     if groups.num_patches != len(q_NHD):
         raise ValueError(f"group lengths sum to {groups.num_patches} patches, but there are {len(q_NHD)}")
+    if q_NHD.shape[1] != k_NHD.shape[1]:
+        each = q_NHD.shape[1] // k_NHD.shape[1]
+        k_NHD, v_NHD = k_NHD.repeat_interleave(each, 1), v_NHD.repeat_interleave(each, 1)
     if backend == "auto":
         backend = choose_backend(q_NHD.device, q_NHD.dtype)
     if backend == "varlen":
-        return _varlen(q_NHD, k_NHD, v_NHD, groups)
+        return _varlen(q_NHD, k_NHD, v_NHD, groups, causal)
     if backend == "grouped":
-        return _grouped(q_NHD, k_NHD, v_NHD, groups)
+        return _grouped(q_NHD, k_NHD, v_NHD, groups, causal)
     if backend == "masked":
-        return _masked(q_NHD, k_NHD, v_NHD, groups)
+        return _masked(q_NHD, k_NHD, v_NHD, groups, causal)
     raise ValueError(f"attention backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
-def _grouped(q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout) -> Tensor:
+def _grouped(q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout, causal: bool) -> Tensor:
     parts = []
     for run in groups.runs:
         # [G L, H, D] -> [G, H, L, D]: views, and so is the way back.
@@ -166,21 +178,28 @@ def _grouped(q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout) -
             x[run.start : run.stop].unflatten(0, (run.num_groups, run.length)).transpose(1, 2)
             for x in (q_NHD, k_NHD, v_NHD)
         )
-        parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _masked(q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout) -> Tensor:
+def _masked(q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout, causal: bool) -> Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (q_NHD, k_NHD, v_NHD))
     mask = groups.mask(q_NHD.device)
+    if causal:
+        mask = mask.tril()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1)
 
 
-def _varlen(q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout) -> Tensor:
+def _varlen(q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor, groups: GroupLayout, causal: bool) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     offsets = groups.cumulative(q_NHD.device)
-    attended = varlen_attn(q_NHD, k_NHD, v_NHD, offsets, offsets, groups.max_length, groups.max_length)
+    looks: dict[str, Any] = {}
+    if causal:  # torch 2.10 named it otherwise
+        newer = "window_size" in inspect.signature(varlen_attn).parameters
+        looks = {"window_size": (-1, 0)} if newer else {"is_causal": True}
+    longest = groups.max_length
+    attended = varlen_attn(q_NHD, k_NHD, v_NHD, offsets, offsets, longest, longest, **looks)
     assert isinstance(attended, Tensor)  # a tuple only where auxiliary outputs are asked for
     return attended
 

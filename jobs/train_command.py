@@ -1,0 +1,75 @@
+"""`ov2 train`: torch is imported when it runs; under torchrun every process runs it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.model_commands import need_torch
+
+
+def add_train_commands(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]]) -> None:
+    """Adds the commands; `errors` turns exceptions into messages and exit codes."""
+
+    @app.command()
+    def train(
+        stage: Annotated[str, typer.Option(help="STAGE: what `ov2 curriculum` made; a path or an fsspec URL.")],
+        recipe: Annotated[str, typer.Option(help="alignment, stage1, stage2, stage3 or stage4.")],
+        init: Annotated[
+            str, typer.Option(help="Folder of a model, or a preset with random weights: tiny, 2b, 4b, 8b.")
+        ],
+        out: Annotated[Path, typer.Option(help="CKPT: folder of the run; all nodes must see it.")],
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")] = False,
+        max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps of the run.", min=1)] = None,
+        seed: Annotated[int, typer.Option(help="Order of packs, random weights.", min=0)] = 0,
+        tokenizer: Annotated[str | None, typer.Option(help="Folder whose tokenizer a preset takes.")] = None,
+        features: Annotated[
+            str | None, typer.Option(help="RUN2 of `ov2 encode`: features of a frozen encoder in place of pixels.")
+        ] = None,
+        set_: Annotated[
+            list[str] | None, typer.Option("--set", help="Override a recipe field, e.g. global_batch=8, lora.rank=16.")
+        ] = None,
+        loader_workers: Annotated[int, typer.Option(help="Threads that read packs, on each rank.", min=0)] = 2,
+        on_bad: Annotated[
+            Literal["raise", "skip"], typer.Option(help="Samples that cannot be read: stop, or leave out and count.")
+        ] = "raise",
+        device: Annotated[
+            Literal["cpu", "cuda"] | None, typer.Option(help="By default cuda where there is one.")
+        ] = None,
+        moved: Annotated[
+            list[str] | None, typer.Option(help="OLD=NEW: token runs that lie elsewhere than when the stage was built.")
+        ] = None,
+        wandb: Annotated[str | None, typer.Option(help="Log to this project of Weights & Biases too.")] = None,
+    ) -> None:
+        """Train a model on a stage. The same command with --resume goes on, on any number of ranks.
+
+        One process: `ov2 train ...`. Several: `torchrun --nproc-per-node 8 -m jobs.cli train ...`.
+        """
+        with errors():
+            need_torch()
+            from jobs.curriculum_commands import moved_runs
+            from jobs.train_recipes import training
+            from ov2_core.config import with_settings
+            from ov2_core.train.train import TrainOptions
+            from ov2_core.train.train import train as run
+
+            config = with_settings(training(recipe), set_ or [])
+            options = TrainOptions(
+                stage=stage,
+                init=init,
+                out=str(out),
+                resume=resume,
+                max_steps=max_steps,
+                seed=seed,
+                tokenizer=tokenizer,
+                features=features,
+                num_workers=loader_workers,
+                on_bad=on_bad,
+                device=device,
+                moved=tuple(moved_runs(moved).items()),
+                wandb_project=wandb,
+            )
+            result = run(config, options)
+            print(f"step {result.step}; {result.checkpoint}")

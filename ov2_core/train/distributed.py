@@ -1,0 +1,90 @@
+"""The processes of a run: who am I, which device, sums over all.
+
+`joined()` reads torchrun's environment; without one it makes a world of a single process. A group that is there already (Ray
+Train's) is used and left alone.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes."""
+        return self.rank == 0
+
+    def mesh(self) -> Any:
+        """All ranks in one dimension."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.size,))
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise over all ranks, in float64."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def gather(self, item: Any) -> list[Any]:
+        """Everybody's item, in the order of ranks. For rare and small things."""
+        if self.size == 1:
+            return [item]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, item)
+        return found
+
+    def barrier(self) -> None:
+        """Waits for all."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[World]:
+    """The world that this process belongs to.
+
+    Args:
+        device: "cpu" or "cuda"; None: cuda where there is one.
+
+    Raises:
+        ValueError: cuda is asked for and there is none.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda is asked for, but torch sees none; take --device cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    where = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(where)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    if dist.is_initialized():
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=where)
+        return
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=where)
+    finally:
+        dist.destroy_process_group()

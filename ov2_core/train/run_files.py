@@ -1,0 +1,71 @@
+"""CKPT/run.json: what a training run is, so that a resume is of the same run and exports and lineage find what they need."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ov2_core.train.metrics import METRICS
+
+RUN_JSON = "run.json"
+MAY_CHANGE = frozenset(
+    {"max_steps", "schedule_steps", "world_size", "num_workers", "created_unix_seconds", "stage", "init"}
+)
+"""Fields that a resume may change; of `config` see MAY_CHANGE_CONFIG."""
+MAY_CHANGE_CONFIG = frozenset(
+    {
+        "micro_batch",
+        "schedule_steps",
+        "epochs",
+        "save_every",
+        "keep_last",
+        "eval_every",
+        "compile",
+        "activation_checkpointing",
+    }
+)
+
+
+def claim(run: Path, fields: Mapping[str, Any], *, resume: bool) -> None:
+    """Writes run.json, or checks that the one there is of the same run.
+
+    Raises:
+        ValueError: the folder holds a run and resume is not asked for, or it is another run: each difference is named. One that has
+            made no step is no run yet.
+    """
+    path = run / RUN_JSON
+    if path.exists() and (run / METRICS).exists():
+        there = read_run(run)
+        if not resume:
+            raise ValueError(
+                f"{run} holds a training run already; add --resume to go on with it, or name another folder"
+            )
+        differences = list(_differences(there, fields))
+        if differences:
+            raise ValueError(
+                f"{run} is another run:\n  " + "\n  ".join(differences) + "\nname another folder for --out"
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(dict(fields), indent=2) + "\n")
+    os.replace(part, path)
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """run.json. Raises ValueError where there is none."""
+    try:
+        fields: dict[str, Any] = json.loads((run / RUN_JSON).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{run} holds no {RUN_JSON}; give the folder of `ov2 train --out`") from None
+    return fields
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Any:
+    may_change = MAY_CHANGE_CONFIG if prefix == "config." else MAY_CHANGE if not prefix else frozenset[str]()
+    for name in sorted({*there, *here} - may_change):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name}: {old!r} there, {new!r} here"
