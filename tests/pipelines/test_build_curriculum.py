@@ -154,6 +154,15 @@ def test_counts_that_cannot_be_met_are_refused(toy: Path, tmp_path: Path) -> Non
         build(toy, tmp_path / "S", BOTH.replace("count: 5", "count: 7"))
 
 
+def test_a_refused_stage_leaves_no_stills_and_the_next_one_none_of_its_manifests(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="samples asked"):
+        build(toy, tmp_path / "S", BOTH.replace("count: 5", "count: 7"))
+    assert sorted(p.name for p in (tmp_path / "S").iterdir()) == ["dropped.jsonl", "missing"]
+    build(toy, tmp_path / "S", "sources: [{name: image-text, importer: finevision, path: stills.parquet, weight: 1}]")
+    names = sorted(p.name for p in (tmp_path / "S").iterdir())
+    assert names == ["dropped.jsonl", "packs", "run.json", "stage.json", "stills", "tars.parquet"]
+
+
 def test_weights_and_a_limit_are_met_exactly(toy: Path, tmp_path: Path) -> None:
     weighted = BOTH.replace("count: 7", "weight: 3").replace("count: 5", "weight: 2")
     record = build(toy, tmp_path / "a", weighted)
