@@ -82,7 +82,13 @@ def test_a_stage_verifies_reports_and_shows_its_packs(built: Path, name: str) ->
     assert code == 0
     page = Path(output.strip()).read_text()
     assert page.count("<figure>") > 3
-    assert "100.000%" in page
+    assert "100.00%" in page
+    for head in ("Mixture, asked and built", "Token budget", "Tokens by modality", "Samples a pack", "Tokens a sample"):
+        assert f"<h2>{head}</h2>" in page
+    record = load_stage(Store(built / name))
+    assert page.count("class='strip'") == record.packing.num_packs, "few packs: all are drawn"
+    assert page.count("class='sample'") == 2, "of the one source"
+    assert f"{record.packing.fill:.2%}" in page
     assert "src='http" not in page
 
 
@@ -90,7 +96,8 @@ def test_a_text_that_looks_like_html_is_shown_as_text(copy: Path) -> None:
     parquet = copy / "index" / part_rel(0)
     table = pq.read_table(parquet)
     rows = table.to_pylist()
-    rows[0]["samples"][0]["messages"][1]["content"] = "<script>alert(1)</script>"
+    for sample in (sample for row in rows for sample in row["samples"]):
+        sample["messages"][1]["content"] = "<script>alert(1)</script>"
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), parquet)
     code, output = invoke("stage", "report", str(copy / "index"))
     assert code == 0
