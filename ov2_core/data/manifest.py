@@ -6,7 +6,6 @@ stops the reading; a file that cannot be read as its format at all does (ValueEr
 row.
 """
 
-import csv
 import gzip
 import hashlib
 import io
@@ -22,13 +21,11 @@ from urllib.parse import unquote, urljoin
 import fsspec
 from pydantic import ValidationError
 
+from ov2_core.data.row_files import RAW_CHARACTERS, condensed, read_lines, read_records
 from ov2_core.errors import BadItemError
 from ov2_core.storage.source import SOURCE_SCHEMES
 from schemas.video import ManifestRow
 
-MAX_ROW_BYTES = 16 << 20
-"""A longer JSONL line is malformed."""
-RAW_CHARACTERS = 2000
 _JSON_COLUMNS = ("messages", "conversations", "tags")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -150,18 +147,9 @@ def _guarded(uri: str, read: Any) -> Iterator[ManifestItem]:
 
 
 def _read_jsonl(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
-    line = 0
-    while data := file.readline(MAX_ROW_BYTES + 1):
-        line += 1
-        if len(data) > MAX_ROW_BYTES:
-            head = data[:RAW_CHARACTERS]
-            while data and not data.endswith(b"\n"):
-                data = file.readline(MAX_ROW_BYTES)
-            yield _malformed(line, head, f"the line is longer than {MAX_ROW_BYTES} bytes")
-            continue
-        if line == 1:
-            data = data.removeprefix(b"\xef\xbb\xbf")
-        if not data.strip():
+    for line, data, problem in read_lines(file):
+        if problem is not None:
+            yield _malformed(line, data, problem)
             continue
         try:
             value = json.loads(data.decode("utf-8"))
@@ -174,34 +162,12 @@ def _read_jsonl(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
 
 
 def _read_csv(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
-    csv.field_size_limit(MAX_ROW_BYTES)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise ValueError(f"manifest {uri}: the CSV header cannot be read: {error}") from error
-    if not any(header) or len(set(header)) != len(header):
-        raise ValueError(f"manifest {uri}: the first line must name the columns, each once; got {header}")
-    line = 0
-    while True:
-        line += 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield _malformed(line, b"", f"not CSV: {error}")
-            continue
-        if not cells:
-            continue
-        raw = io.StringIO()
-        csv.writer(raw).writerow([cell[:RAW_CHARACTERS] for cell in cells])
-        data = raw.getvalue().encode("utf-8", "surrogateescape")
-        if len(cells) != len(header):
-            yield _malformed(line, data, f"{len(cells)} cells, but the header names {len(header)} columns")
-            continue
-        yield _item(line, {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}, data)
+    for record in read_records(file, f"manifest {uri}"):
+        if record.cells is None:
+            yield _malformed(record.number, record.data, record.error or "")
+        else:
+            given = {name: cell for name, cell in record.cells.items() if cell != ""}
+            yield _item(record.number, given, record.data)
 
 
 def _read_parquet(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
@@ -245,21 +211,10 @@ def _item(line: int, value: Any, data: bytes) -> ManifestItem:
         row = ManifestRow.model_validate(value)
         row.model_dump_json()
     except ValidationError as error:
-        return _malformed(line, data, _condensed(error))
+        return _malformed(line, data, condensed(error))
     except (ValueError, RecursionError) as error:
         return _malformed(line, data, f"text that is not valid Unicode, or nested too deep: {error}")
     return ManifestItem(line=line, row=row)
-
-
-def _condensed(error: ValidationError) -> str:
-    """pydantic's findings on one line: `column: what`."""
-    parts = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False)[:4]:
-        place = ".".join(str(part)[:80] for part in item["loc"])
-        what = "unknown column" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        parts.append(f"{place}: {what}" if place else what)
-    more = error.error_count() - len(parts)
-    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
 def _malformed(line: int, data: bytes, error: str) -> ManifestItem:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ov2_core.data.importers.rows import RAW_CHARACTERS, RawRow
+from ov2_core.data.importers.rows import RawRow
+from ov2_core.data.row_files import RAW_CHARACTERS, condensed
 from ov2_core.errors import BadItemError
 from schemas.records import RecordOrigin, TrainingRecord
 from schemas.shard import QuarantineReason, QuarantineRow
@@ -74,17 +75,6 @@ def refused(row: RawRow, reason: QuarantineReason, message: str) -> ImportedItem
         raw=_safe(row.raw if row.raw is not None else _shown(row.value)),
     )
     return ImportedItem(file=row.file, row=row.row, quarantined=quarantined)
-
-
-def condensed(error: ValidationError) -> str:
-    """pydantic's findings on one line: `column: what`."""
-    parts = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False)[:4]:
-        place = ".".join(str(part)[:80] for part in item["loc"])
-        what = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{place}: {what}" if place else what)
-    more = error.error_count() - len(parts)
-    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,6 @@ scanner (`raw_decode`) reads the good items; only a bad one is walked bracket by
 
 import codecs
 import contextlib
-import csv
 import io
 import json
 import re
@@ -21,9 +20,10 @@ from typing import IO, Any, cast
 
 import fsspec
 
-from ov2_core.data.manifest import MAX_ROW_BYTES, RAW_CHARACTERS, absolute_uri
+from ov2_core.data.manifest import absolute_uri
+from ov2_core.data.row_files import MAX_ROW_BYTES, RAW_CHARACTERS, read_lines, read_records
 
-__all__ = ["RAW_CHARACTERS", "RawRow", "list_files", "read_csv", "read_json", "read_parquet", "read_parquet_cell"]
+__all__ = ["RawRow", "list_files", "read_csv", "read_json", "read_parquet", "read_parquet_cell"]
 
 _CHUNK_CHARACTERS = 1 << 20
 _PARQUET_BATCH_ROWS = 16
@@ -85,34 +85,12 @@ def read_json(file: str) -> Iterator[RawRow]:
 
 def read_csv(file: str) -> Iterator[RawRow]:
     """Records of a CSV with a header. Raises ValueError for a file without one."""
-    csv.field_size_limit(MAX_ROW_BYTES)
     with _open(file) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-        except csv.Error as error:
-            raise ValueError(f"{file}: the CSV header cannot be read: {error}") from error
-        if not any(header) or len(set(header)) != len(header):
-            raise ValueError(f"{file}: the first line must name the columns, each once; got {header}")
-        row = 0
-        while True:
-            row += 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield _bad(file, row, "", f"not CSV: {error}")
-                continue
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                yield _bad(
-                    file, row, ",".join(cells), f"{len(cells)} cells, but the header names {len(header)} columns"
-                )
-                continue
-            yield RawRow(file=file, row=row, value=dict(zip(header, cells, strict=True)))
+        for record in read_records(stream, file):
+            if record.cells is None:
+                yield _bad(file, record.number, record.data.decode("utf-8", "surrogateescape"), record.error or "")
+            else:
+                yield RawRow(file=file, row=record.number, value=record.cells)
 
 
 def read_parquet(file: str) -> Iterator[RawRow]:
@@ -182,18 +160,10 @@ def _open(file: str) -> io.BufferedReader:
 
 
 def _read_lines(stream: IO[bytes], file: str) -> Iterator[RawRow]:
-    line = 0
-    while data := stream.readline(MAX_ROW_BYTES + 1):
-        line += 1
-        if len(data) > MAX_ROW_BYTES:
-            head = data[: 4 * RAW_CHARACTERS]
-            while data and not data.endswith(b"\n"):
-                data = stream.readline(MAX_ROW_BYTES)
-            yield _bad(file, line, head.decode("utf-8", "replace"), f"the line is longer than {MAX_ROW_BYTES} bytes")
-            continue
-        if line == 1:
-            data = data.removeprefix(codecs.BOM_UTF8)
-        if data.strip():
+    for line, data, problem in read_lines(stream):
+        if problem is not None:
+            yield _bad(file, line, data.decode("utf-8", "replace"), problem)
+        else:
             yield _parsed(file, line, data.decode("utf-8", "surrogateescape"))
 
 

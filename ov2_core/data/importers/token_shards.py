@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from ov2_core.data.importers.conversation import converse
-from ov2_core.data.importers.item import ImportedItem, condensed, refused
+from ov2_core.data.importers.item import ImportedItem, refused
 from ov2_core.data.importers.media import modality_of
 from ov2_core.data.importers.rows import RawRow
 from ov2_core.data.manifest import absolute_uri
+from ov2_core.data.row_files import condensed
 from ov2_core.errors import BadItemError
 from ov2_core.storage.commit import committed_shards, iter_commits
 from ov2_core.storage.files import Store

@@ -18,10 +18,11 @@ import yaml
 from pydantic import ValidationError
 
 from ov2_core.data.importers.conversation import converse, text_of
-from ov2_core.data.importers.item import ImportedItem, Made, condensed, import_rows
+from ov2_core.data.importers.item import ImportedItem, Made, import_rows
 from ov2_core.data.importers.media import file_ref, make_record, seconds_of
 from ov2_core.data.importers.rows import RawRow, list_files, read_json
 from ov2_core.data.manifest import resolve_uri
+from ov2_core.data.row_files import condensed
 from ov2_core.errors import BadItemError
 from schemas.record import Record
 from schemas.records import MediaKind, MediaRef, RecordOrigin

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ov2_core.data import manifest as manifests
+from ov2_core.data import row_files
 from ov2_core.data.manifest import ManifestItem, manifest_digest, read_manifest, resolve_uri
 from ov2_core.errors import BadItemError
 from schemas.video import ManifestRow
@@ -59,7 +59,7 @@ def test_malformed_line_says_what_is_wrong_and_the_rest_goes_on(tmp_path: Path, 
 
 
 def test_overlong_line_is_malformed_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 100)
     items = read(tmp_path / "m.jsonl", '{"video": "' + "x" * 1000 + '"}\n{"video": "ok.mp4"}\n')
     assert [item.row is not None for item in items] == [False, True]
     assert items[1].line == 2

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from importer_fixtures import png, write_json_lines
 
+from ov2_core.data import row_files as lines_of_text
 from ov2_core.data.importers import rows as row_files
 from ov2_core.data.importers.rows import RawRow, list_files, read_csv, read_json, read_parquet, read_parquet_cell
 
@@ -128,6 +129,7 @@ def test_json_lines_under_any_name_keep_their_line_numbers(tmp_path: Path) -> No
 
 
 def test_long_rows_are_refused_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_of_text, "MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(row_files, "_CHUNK_CHARACTERS", 100)
     long = json.dumps({"a": "x" * 5000})
