@@ -26,7 +26,10 @@ def add_train_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
         seed: Annotated[int, typer.Option(help="Order of packs, random weights.", min=0)] = 0,
         tokenizer: Annotated[str | None, typer.Option(help="Folder whose tokenizer a preset takes.")] = None,
         features: Annotated[
-            str | None, typer.Option(help="RUN2 of `ov2 encode`: features of a frozen encoder in place of pixels.")
+            list[str] | None,
+            typer.Option(
+                help="RUN2 of `ov2 encode --unmerged`, repeatable: features of a frozen encoder in place of pixels."
+            ),
         ] = None,
         set_: Annotated[
             list[str] | None, typer.Option("--set", help="Override a recipe field, e.g. global_batch=8, lora.rank=16.")
@@ -64,7 +67,7 @@ def add_train_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
                 max_steps=max_steps,
                 seed=seed,
                 tokenizer=tokenizer,
-                features=features,
+                features=tuple(features or ()),
                 num_workers=loader_workers,
                 on_bad=on_bad,
                 device=device,

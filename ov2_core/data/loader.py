@@ -26,6 +26,7 @@ from ov2_core.data.order import HeldOut, PackOrder, Reading, Shuffle, Step
 from ov2_core.data.packed_batch import LoadedBatch, OnBad, PackDecoder, PackedBatch, PackEncoder
 from ov2_core.data.read_pack import open_packs
 from ov2_core.data.stage import STAGE_JSON, load_stage
+from ov2_core.features.source import FeatureSource
 from ov2_core.model.processor import LlavaOnevision2Processor
 from ov2_core.storage.files import Store
 from ov2_core.storage.index import INDEX_UUID
@@ -55,6 +56,7 @@ class StageLoader:
         prefetch_packs: int | None = None,
         pixel_dtype: torch.dtype = torch.float32,
         pad_to: int | None = None,
+        features: FeatureSource | None = None,
         on_bad: OnBad = "raise",
         moved: dict[str, str] | None = None,
         storage_options: dict[str, Any] | None = None,
@@ -75,6 +77,7 @@ class StageLoader:
             pixel_dtype: torch.uint8 leaves normalising to the device and makes batches four times smaller.
             pad_to: tokens of every row; by default the longest pack's.
             on_bad: "skip" leaves out samples (of stage shards: packs) that cannot be read and counts them in `skipped`.
+            features: the encoder's outputs for the stage's media, read in place of pictures; closed with the loader.
             moved: {old: new} prefixes of token runs that lie elsewhere than when the stage was built.
 
         Raises:
@@ -124,7 +127,8 @@ class StageLoader:
         self._encoder: Any = PackDecoder()
         if self.processor is not None:
             exact = self.record is None or self.record.lengths == "exact"
-            self._encoder = PackEncoder(self.processor, pixel_dtype=pixel_dtype, exact_lengths=exact)
+            self._encoder = PackEncoder(self.processor, pixel_dtype=pixel_dtype, exact_lengths=exact, features=features)
+        self._features = features
         self._num_workers, self._on_bad, self._pad_to = num_workers, on_bad, pad_to
         self._prefetch_packs = max(batch_size, 2 * num_workers if prefetch_packs is None else prefetch_packs)
         self._cursor = 0
@@ -194,6 +198,8 @@ class StageLoader:
         self._iteration += 1
         self._stop_pool()
         self._packs.close()
+        if self._features is not None:
+            self._features.close()
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ov2_core.data.read_pack import BadPackError, LoadedPack, LoadedSample
+from ov2_core.features.source import FeatureSource
 from ov2_core.model.attention import group_lengths
 from ov2_core.model.chatml import IGNORE_INDEX, TextEncoder, lay_out
 from ov2_core.model.processor import LlavaOnevision2Processor, VisionInputs
@@ -46,6 +47,8 @@ class EncodedPack:
     labels: Tensor
     """int64, IGNORE_INDEX outside the assistants' tokens."""
     vision: tuple[VisionInputs, ...]
+    features: tuple[Tensor, ...]
+    """In place of vision: [P, C] of each sample that has media."""
     num_bytes: int
     skipped: Counter[str] = field(default_factory=Counter)
 
@@ -81,6 +84,8 @@ class PackedBatch:
     """int64 [P, 3]: (t, h, w), block order."""
     patch_group_lengths: Tensor | None
     """int64 [G]: patches of each attention group of the encoder."""
+    visual_features: Tensor | None
+    """[P, C] outputs of the encoder in place of all of the above, where the loader was given features."""
     windows_are_groups: bool
     """Whether image_grid_thw alone tells the groups."""
     num_tokens: int
@@ -93,6 +98,7 @@ class PackedBatch:
     def model_inputs(self) -> dict[str, Tensor]:
         """Arguments of the model's forward; patch_group_lengths only where the windows are not the groups."""
         names = ["input_ids", "labels", "position_ids", "pixel_values", "image_grid_thw", "patch_positions"]
+        names.append("visual_features")
         if not self.windows_are_groups:
             names.append("patch_group_lengths")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -155,13 +161,15 @@ class PackEncoder:
         *,
         pixel_dtype: torch.dtype = torch.float32,
         exact_lengths: bool = True,
+        features: FeatureSource | None = None,
     ) -> None:
         """
         Args:
+            features: of the samples' media, read in place of their pictures.
             exact_lengths: samples must be as long as the stage says; else at most so long.
         """
         self.processor = processor
-        self._exact_lengths = exact_lengths
+        self._exact_lengths, self._features = exact_lengths, features
         self.pixel_dtype = pixel_dtype
         self._text = TextEncoder(processor.tokenizer)
         self._lock = threading.Lock()  # a fast tokenizer must not be called by two threads at once
@@ -175,11 +183,18 @@ class PackEncoder:
         ids: list[Tensor] = []
         labels: list[Tensor] = []
         vision: list[VisionInputs] = []
+        features: list[Tensor] = []
         kept: list[LoadedSample] = []
         skipped = Counter(pack.skipped)
         for sample in pack.samples:
             try:
                 made = self._sample(sample)
+                found = None if self._features is None else self._features.of(sample, pack_key=pack.key)
+            except BadPackError as error:
+                if on_bad == "raise":
+                    raise
+                skipped[error.tar] += 1
+                continue
             except ValueError as error:
                 _blame(sample, pack, error, skipped, on_bad)
                 continue
@@ -188,6 +203,8 @@ class PackEncoder:
             labels.append(made[1])
             if made[2] is not None:
                 vision.append(made[2])
+            if found is not None:
+                features.append(found)
         empty = torch.zeros(0, dtype=torch.int64)
         return EncodedPack(
             number=pack.number,
@@ -198,7 +215,9 @@ class PackEncoder:
             input_ids=torch.cat(ids) if ids else empty,
             labels=torch.cat(labels) if ids else empty,
             vision=tuple(vision),
-            num_bytes=sum(sample.num_bytes for sample in kept),
+            features=tuple(features),
+            num_bytes=sum(sample.num_bytes for sample in kept)
+            + sum(part.numel() * part.element_size() for part in features),
             skipped=skipped,
         )
 
@@ -214,7 +233,7 @@ class PackEncoder:
                 f"it has {len(ids_L)} tokens here, {said} in the stage; build the stage with this processor"
             )
         vision = None
-        if sample.media:
+        if sample.media and self._features is None:
             vision = self.processor.encode_vision(sample.media, pixel_dtype=self.pixel_dtype)
         return torch.from_numpy(ids_L), torch.from_numpy(labels_L), vision
 
@@ -246,6 +265,7 @@ class PackEncoder:
             f.name: torch.cat([getattr(part, f.name) for part in vision]) if vision else None
             for f in fields(VisionInputs)
         }
+        features = [part for pack in packs for part in pack.features]
         window = self.processor.config.window_images
         grid, groups = joined["image_grid_thw"], joined["patch_group_lengths"]
         return PackedBatch(
@@ -259,6 +279,7 @@ class PackEncoder:
             position_ids=positions,
             cu_seqlens=torch.tensor([0, *segments]).cumsum(0).to(torch.int32),
             max_seqlen=max(segments, default=0),
+            visual_features=torch.cat(features) if features else None,
             windows_are_groups=grid is None
             or group_lengths(grid.tolist(), frame_windows_size=window) == groups.tolist(),
             num_tokens=sum(sum(pack.lengths) for pack in packs),

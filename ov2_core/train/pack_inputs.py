@@ -69,6 +69,8 @@ class PackInputs:
     @property
     def num_patches(self) -> int:
         """Through the encoder or in its place."""
+        if self.visual_features is not None:
+            return len(self.visual_features)
         return 0 if self.patch_group_lengths is None else sum(self.patch_group_lengths)
 
     def to(self, device: torch.device, *, non_blocking: bool = True) -> "PackInputs":
@@ -132,7 +134,7 @@ def pack_inputs(batch: PackedBatch) -> PackInputs:
         image_grid_thw=batch.image_grid_thw,
         patch_positions=batch.patch_positions,
         patch_group_lengths=None if groups is None else tuple(groups.tolist()),
-        visual_features=getattr(batch, "visual_features", None),
+        visual_features=batch.visual_features,
     )
 
 

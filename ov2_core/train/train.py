@@ -25,7 +25,9 @@ import torch
 from ov2_core import config as configs
 from ov2_core.data.loader import StageLoader
 from ov2_core.data.packed_batch import OnBad
-from ov2_core.model.create import open_model, open_processor
+from ov2_core.features.encoder import encoder_digest
+from ov2_core.features.source import FeatureSource
+from ov2_core.model.create import is_preset, open_model, open_processor
 from ov2_core.model.measure import measure_peak
 from ov2_core.model.onevision import LlavaOnevision2ForConditionalGeneration
 from ov2_core.model.processor import LlavaOnevision2Processor
@@ -65,8 +67,8 @@ class TrainOptions:
     """Of the order of packs, a preset's weights and dropout."""
     tokenizer: str | None = None
     """Folder whose processor is taken in place of the model's."""
-    features: str | None = None
-    """RUN2 of `ov2 encode`: the encoder's outputs are read in place of pixels."""
+    features: tuple[str, ...] = ()
+    """RUN2s of `ov2 encode --unmerged`: the encoder's outputs are read in place of pixels."""
     num_workers: int = 2
     """Threads of the loader on each rank."""
     on_bad: OnBad = "raise"
@@ -111,6 +113,8 @@ class _Run:
         self.folder = Path(options.out)
         self.processor = open_processor(options.init, tokenizer=options.tokenizer)
         accumulation = config.accumulation(world.size)
+        if options.features and config.visual.train:
+            raise ValueError("features are of a frozen encoder: set visual.train=false with --features")
         self.loader = open_loader(config, options, self.processor, world=world)
         self.steps_per_epoch = -(-self.loader.reading.num_packs // config.global_batch)
         whole = config.epochs * self.steps_per_epoch
@@ -267,7 +271,7 @@ class _Run:
             device=self.world.device,
             mesh=mesh,
             compute_dtype=self.compute_dtype,
-            from_features=self.options.features is not None,
+            from_features=bool(self.options.features),
             pixel_mean=self.processor.config.pixel_mean,
             pixel_std=self.processor.config.pixel_std,
         )
@@ -307,7 +311,7 @@ class _Run:
             "init": self.options.init,
             "init_digest": _init_digest(self.options.init),
             "tokenizer": self.options.tokenizer,
-            "features": self.options.features,
+            "features": list(self.options.features),
             "seed": self.options.seed,
             "order": {name: state[name] for name in sorted(state) if name not in ("cursor", "stage", "version")},
             "max_steps": self.options.max_steps,
@@ -339,7 +343,16 @@ def open_loader(
         pixel_dtype=torch.uint8,
         on_bad=options.on_bad,
         moved=dict(options.moved),
+        features=_features(options),
     )
+
+
+def _features(options: TrainOptions) -> FeatureSource | None:
+    """Of the encoder of `init`; a preset's encoder has no name, so nothing is asked of its features."""
+    if not options.features:
+        return None
+    digest = None if is_preset(options.init) else encoder_digest(options.init, stage="unmerged")
+    return FeatureSource(options.features, encoder_digest=digest)
 
 
 def _sources(loader: StageLoader) -> Sequence[str]:
