@@ -75,6 +75,14 @@ def token_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def train_stage(token_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage for `tiny`: text, codec, frames and a still of three sources; never written to. See train_stages.make_train_stage."""
+    from train_stages import make_train_stage
+
+    return make_train_stage(tmp_path_factory.mktemp("train-stage"), token_run)
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny model with random weights."""
     pytest.importorskip("torch")
