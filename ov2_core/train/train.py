@@ -264,8 +264,8 @@ class _Run:
         bf16 = precision == "bf16" or (precision == "auto" and cuda)
         self.compute_dtype = torch.bfloat16 if bf16 else torch.float32
         mesh = self.world.mesh() if bf16 or self.world.size > 1 else None
-        torch.manual_seed(self.options.seed * 1_000_003 + self.world.rank)
-        return make_trainable(
+        torch.manual_seed(self.options.seed)  # low-rank updates begin the same on all ranks
+        trainable = make_trainable(
             model,
             self.config,
             device=self.world.device,
@@ -275,6 +275,8 @@ class _Run:
             pixel_mean=self.processor.config.pixel_mean,
             pixel_std=self.processor.config.pixel_std,
         )
+        torch.manual_seed(self.options.seed * 1_000_003 + self.world.rank)  # dropout differs
+        return trainable
 
     def _state(self, loader_state: dict[str, Any]) -> dict[str, Any]:
         return {
