@@ -187,7 +187,8 @@ def run_step(
 def backward(trainable: Trainable, inputs: PackInputs, row_weight: float) -> Tensor:
     """Adds the gradient of a micro-batch; (sum of losses, targets) of each sample, [samples, 2] on its device, float32."""
     loss, losses_R = trainable(inputs, row_weight)
-    loss.backward()
+    if loss.requires_grad:  # text says nothing to a connector that is trained alone
+        loss.backward()
     return sample_sums(inputs, losses_R)
 
 

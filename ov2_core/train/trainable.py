@@ -142,7 +142,7 @@ def make_trainable(
     encoder_layers = list(model.visual.encoder.layers)
     layers = [*encoder_layers, *model.model.language_model.layers]
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        _checkpoint_layers(model)
     if config.compile:
         for layer in layers:
             layer.compile(dynamic=True)
@@ -184,6 +184,14 @@ def merge_lora(model: nn.Module) -> None:
         module.merge()
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+
+
+def _checkpoint_layers(model: LlavaOnevision2ForConditionalGeneration) -> None:
+    """Every layer is computed again in the backward pass. transformers also makes embeddings ask for gradients, for reentrant
+    checkpoints; a frozen language model would then go backward for nothing."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 def _check_placeholders(placeholders: Tensor, tokens: Tensor, inputs: PackInputs) -> None:
