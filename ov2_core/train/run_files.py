@@ -23,6 +23,7 @@ MAY_CHANGE_CONFIG = frozenset(
         "eval_every",
         "compile",
         "activation_checkpointing",
+        "guard",
     }
 )
 
@@ -37,10 +38,7 @@ def claim(run: Path, fields: Mapping[str, Any], *, resume: bool) -> None:
     path = run / RUN_JSON
     if path.exists() and (run / METRICS).exists():
         there = read_run(run)
-        if not resume:
-            raise ValueError(
-                f"{run} holds a training run already; add --resume to go on with it, or name another folder"
-            )
+        check_new(run, resume=resume)
         differences = list(_differences(there, fields))
         if differences:
             raise ValueError(
@@ -50,6 +48,12 @@ def claim(run: Path, fields: Mapping[str, Any], *, resume: bool) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(dict(fields), indent=2) + "\n")
     os.replace(part, path)
+
+
+def check_new(run: Path, *, resume: bool) -> None:
+    """Raises ValueError where the folder holds a run that has made a step, and resume is not asked for."""
+    if not resume and (run / RUN_JSON).exists() and (run / METRICS).exists():
+        raise ValueError(f"{run} holds a training run already; add --resume to go on with it, or name another folder")
 
 
 def read_run(run: Path) -> dict[str, Any]:

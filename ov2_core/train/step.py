@@ -28,26 +28,32 @@ NAMED_SAMPLES = 8
 """Of a bad step, in the error's text; all stand in bad_steps.jsonl."""
 
 
-class BadStepError(ValueError):
-    """A step that the guard does not let pass; the message names packs and samples."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadStep:
     """What the guard has found."""
 
     reason: str
+    is_spike: bool
+    """Else something is not finite."""
     samples: tuple[tuple[float, Sample], ...]
     """(mean loss, sample) of all ranks, the worst first."""
 
     def text(self) -> str:
-        """The packs, the worst first, and their worst samples."""
-        packs = ", ".join(dict.fromkeys(sample.pack for _, sample in self.samples))
+        """The packs at fault and their worst samples; where no loss tells which are, all packs of the step, the worst first."""
+        told = [(loss, sample) for loss, sample in self.samples if not math.isfinite(loss)] or self.samples
+        packs = ", ".join(dict.fromkeys(sample.pack for _, sample in told))
         worst = "; ".join(
-            f"{sample.source} {sample.id!r} of {sample.pack} (loss {loss:.4g})"
-            for loss, sample in self.samples[:NAMED_SAMPLES]
+            f"{sample.source} {sample.id!r} of {sample.pack} (loss {loss:.4g})" for loss, sample in told[:NAMED_SAMPLES]
         )
         return f"{self.reason}; packs {packs}; samples, the worst first: {worst}"
+
+
+class BadStepError(ValueError):
+    """A step that the guard does not let pass; the message names packs and samples, `bad` holds them all."""
+
+    def __init__(self, message: str, bad: BadStep) -> None:
+        super().__init__(message)
+        self.bad = bad
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +82,14 @@ class Guard:
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY_STEPS))
     num_in_a_row: int = 0
 
-    def judge(self, loss: float, grad_norm: float) -> str | None:
-        """Why a step must not be applied; None for a good one."""
+    def not_finite(self, loss: float, grad_norm: float) -> str | None:
+        """What is not finite; None where all is."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        if not math.isfinite(grad_norm):
-            return f"the gradient norm is {grad_norm}"
+        return None if math.isfinite(grad_norm) else f"the gradient norm is {grad_norm}"
+
+    def spike(self, grad_norm: float) -> str | None:
+        """Why a gradient is far above the usual; None where it is not, or too few steps tell what is usual."""
         if self.config.spike_ratio and len(self.norms) >= LEAST_HISTORY:
             usual = statistics.median(self.norms)
             if grad_norm > self.config.spike_ratio * usual:
@@ -101,15 +109,16 @@ class Guard:
             self.num_in_a_row = 0
             return
         self.num_in_a_row += 1
-        spike = math.isfinite(grad_norm) and "median" in bad.reason
-        policy = self.config.on_spike if spike else self.config.on_not_finite
-        if policy == "stop":
+        name = "on_spike" if bad.is_spike else "on_not_finite"
+        if getattr(self.config, name) == "stop":
             raise BadStepError(
-                f"{bad.text()}; look at them, then resume with guard.on_not_finite=skip to leave them out"
+                f"{bad.text()}; look at them, then resume with --set guard.{name}=skip to leave them out", bad
             )
         if self.num_in_a_row >= self.config.max_in_a_row:
             raise BadStepError(
-                f"{self.num_in_a_row} bad steps in a row; the last: {bad.text()}; lower the learning rate"
+                f"{self.num_in_a_row} bad steps in a row (guard.max_in_a_row); the last: {bad.text()}; train on from an "
+                "export of the last checkpoint with lower learning rates",
+                bad,
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,9 +174,12 @@ def run_step(
         for (total, count), sample in zip(totals.tolist(), inputs.samples, strict=True)
     ]
     loss, by_source, by_input = _means(local, sources, world)
-    reason = guard.judge(loss, grad_norm)
-    bad = None if reason is None else BadStep(reason=reason, samples=_worst_first(world.gather(local)))
-    if bad is None:
+    broken = guard.not_finite(loss, grad_norm)
+    reason = broken or guard.spike(grad_norm)
+    bad = None
+    if reason is not None:
+        bad = BadStep(reason=reason, is_spike=broken is None, samples=_worst_first(world.gather(local)))
+    else:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     guard.note(grad_norm, bad)
@@ -232,6 +244,4 @@ def _means(
 
 def _worst_first(gathered: Sequence[Sequence[tuple[float, int, Sample]]]) -> tuple[tuple[float, Sample], ...]:
     means = [(total / max(count, 1), sample) for local in gathered for total, count, sample in local]
-    return tuple(
-        sorted(means, key=lambda found: (math.isfinite(found[0]), -found[0] if math.isfinite(found[0]) else 0))
-    )
+    return tuple(sorted(means, key=lambda found: -found[0] if math.isfinite(found[0]) else -math.inf))

@@ -41,7 +41,7 @@ from ov2_core.train.metrics import BAD_STEPS, LINEAGE, StepLog, cut_back
 from ov2_core.train.optimizer import make_optimizer, set_learning_rates
 from ov2_core.train.pack_inputs import pack_inputs
 from ov2_core.train.run_files import claim
-from ov2_core.train.step import Guard, StepResult, run_step, sample_sums
+from ov2_core.train.step import BadStep, BadStepError, Guard, StepResult, run_step, sample_sums
 from ov2_core.train.trainable import Trainable, make_trainable
 
 log = logging.getLogger(__name__)
@@ -164,16 +164,20 @@ class _Run:
         failpoint("train_before_step")
         rates = set_learning_rates(self.optimizer, self.config, self.step, num_steps=self.schedule_steps)
         flops = sum(micro_batch_flops(self.model.config, self.config, inputs).total for inputs in batches.micro_batches)
-        result = run_step(
-            self.trainable,
-            self.optimizer,
-            batches.micro_batches,
-            world=self.world,
-            guard=self.guard,
-            sources=self.sources,
-            clip_norm=self.config.clip_norm,
-            num_packs=batches.last - batches.first,
-        )
+        try:
+            result = run_step(
+                self.trainable,
+                self.optimizer,
+                batches.micro_batches,
+                world=self.world,
+                guard=self.guard,
+                sources=self.sources,
+                clip_norm=self.config.clip_norm,
+                num_packs=batches.last - batches.first,
+            )
+        except BadStepError as error:
+            self._note_bad(error.bad, self.step + 1, log_steps)
+            raise
         self.step += 1
         self._report(batches, result, rates, flops, time.perf_counter() - began, log_steps)
         every = self.config.eval_every
@@ -232,13 +236,17 @@ class _Run:
             {"step": self.step, "epoch": batches.epoch, "packs": list(batches.packs), "skipped_samples": int(skipped)},
         )
         if result.bad is not None:
-            if self.world.is_first:
-                log.warning("step %d was not applied: %s", self.step, result.bad.text())
-            samples = [
-                {"pack": sample.pack, "source": sample.source, "id": sample.id, "loss": loss}
-                for loss, sample in result.bad.samples
-            ]
-            log_steps.line(BAD_STEPS, {"step": self.step, "reason": result.bad.reason, "samples": _jsonable(samples)})
+            self._note_bad(result.bad, self.step, log_steps)
+
+    def _note_bad(self, bad: BadStep, step: int, log_steps: StepLog) -> None:
+        """What a step that was not applied held, in the log and in bad_steps.jsonl."""
+        if self.world.is_first:
+            log.warning("step %d was not applied: %s", step, bad.text())
+        samples = [
+            {"pack": sample.pack, "source": sample.source, "id": sample.id, "loss": loss}
+            for loss, sample in bad.samples
+        ]
+        log_steps.line(BAD_STEPS, {"step": step, "reason": bad.reason, "samples": _jsonable(samples)})
 
     def _validate(self, log_steps: StepLog) -> float:
         """Mean loss over the packs held out."""
