@@ -44,11 +44,19 @@ def add_train_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
         moved: Annotated[
             list[str] | None, typer.Option(help="OLD=NEW: token runs that lie elsewhere than when the stage was built.")
         ] = None,
+        ray_workers: Annotated[
+            int | None,
+            typer.Option(
+                help="Ranks under Ray Train, which restarts them when one dies; with --device cuda a GPU each.", min=1
+            ),
+        ] = None,
+        address: Annotated[str | None, typer.Option(help="Of a Ray cluster, with --ray-workers.")] = None,
+        max_failures: Annotated[int, typer.Option(help="Restarts under Ray Train; -1: no limit.", min=-1)] = 3,
         wandb: Annotated[str | None, typer.Option(help="Log to this project of Weights & Biases too.")] = None,
     ) -> None:
         """Train a model on a stage. The same command with --resume goes on, on any number of ranks.
 
-        One process: `ov2 train ...`. Several: `torchrun --nproc-per-node 8 -m jobs.cli train ...`.
+        One process: `ov2 train ...`. Several: `torchrun --nproc-per-node 8 -m jobs.cli train ...`, or `--ray-workers 8`.
         """
         with errors():
             need_torch()
@@ -74,5 +82,13 @@ def add_train_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
                 moved=tuple(moved_runs(moved).items()),
                 wandb_project=wandb,
             )
-            result = run(config, options)
+            if ray_workers is None:
+                result = run(config, options)
+            else:
+                from pipelines.train_model import RayTraining, train_on_ray
+
+                ray_training = RayTraining(
+                    workers=ray_workers, address=address, gpu=device == "cuda", max_failures=max_failures
+                )
+                result = train_on_ray(config, options, ray_training)
             print(f"step {result.step}; {result.checkpoint}")
