@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ def take_sample(inputs: PackInputs, index: int, *, image_token_id: int) -> PackI
     patches_before, patches_to = (4 * int((ids[:at] == image_token_id).sum()) for at in (start, stop))
     mine = inputs.target_samples == index
     offsets = [0, *accumulate(inputs.patch_group_lengths or ())]
-    groups = [b - a for a, b in zip(offsets, offsets[1:], strict=False) if patches_before <= a and b <= patches_to]
+    groups = [b - a for a, b in pairwise(offsets) if patches_before <= a and b <= patches_to]
     assert sum(groups) == patches_to - patches_before
     seen = patches_to > patches_before
     return replace(

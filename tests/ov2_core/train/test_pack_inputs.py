@@ -56,7 +56,7 @@ def test_a_row_equals_a_loop_over_tokens(packs):
 
 
 def test_targets_are_what_the_model_itself_is_scored_on():
-    """transformers shifts labels by one over the padded rows; that the first token of a sample is never a label makes both equal."""
+    """transformers shifts labels by one over the padded rows; equal, since first tokens are never labels."""
     batch = make_batch(PACKS["packs of several lengths"])
     shifted = batch.labels[:, 1:]
     assert pack_inputs(batch).targets.tolist() == shifted[shifted != IGNORE_INDEX].tolist()
