@@ -20,7 +20,9 @@ from ov2_core.storage.files import is_transient
 
 
 class FeatureSource:
-    """Reads from one or more feature runs; of a key that several hold, the first run's. Thread-safe."""
+    """Reads from one or more feature runs; of a key that several hold, the first whose features are of the same patches.
+
+    Thread-safe."""
 
     def __init__(self, runs: Sequence[str], *, encoder_digest: str | None = None) -> None:
         """
@@ -63,21 +65,23 @@ class FeatureSource:
             self._opened.clear()
 
     def _medium(self, key: str, positions_NP3: Any, where: str) -> Tensor:
+        other: list[str] = []
         for run, reader in zip(self._runs, self._readers(), strict=True):
             if key not in reader:
                 continue
             try:
                 stored = reader.read(key)
-                if not np.array_equal(stored.positions_NP3, positions_NP3):
-                    raise ValueError("they are of other patches than the stage's sample; encode the stage's token run")
-                return stored.features
+                if np.array_equal(stored.positions_NP3, positions_NP3):
+                    return stored.features
+                other.append(run)  # the same clip, tokenized otherwise
             except (OSError, EOFError, ValueError, KeyError) as error:
                 if is_transient(error):
                     raise
-                raise BadPackError(f"{where}: features of {key} in {run} cannot be taken: {error}", tar=run) from error
-        runs = ", ".join(self._runs)
+                raise BadPackError(f"{where}: features of {key} in {run} cannot be read: {error}", tar=run) from error
+        runs = ", ".join(other or self._runs)
+        found = "those there are of other patches" if other else "there are none"
         raise BadPackError(
-            f"{where}: no features of {key} in {runs}; run `ov2 encode --unmerged` on its token run", tar=runs
+            f"{where}: no features of {key} in {runs} ({found}); run `ov2 encode --unmerged` on its token run", tar=runs
         )
 
     def _readers(self) -> list[FeatureReader]:
