@@ -3,15 +3,17 @@
     CKPT/checkpoints/step-00000200/   torch's distributed checkpoint (DCP): every rank writes its shards, any number of ranks reads
                      .../state.json   the rest, written last by the first rank: a folder without it is no checkpoint
 
-Enters: a `Trainable` and its optimizer. Leaves: folders. Saving copies to host memory and returns; files are written by a thread,
-and the next save, or `wait`, finishes it. Tensors are named by the model's own names, so a checkpoint is read whole on one process
-(export) and on any other number of ranks (resume). Nothing in it is code: it is read with DCP's planner and JSON alone.
+Enters: a `Trainable` and its optimizer. Leaves: folders. Saving copies to host memory and returns; threads write the files, and
+the first rank's puts state.json beside them as soon as all ranks' are on disk. Tensors are named by the model's own names, so a
+checkpoint is read whole on one process (export) and on any other number of ranks (resume). Nothing of it is executed when it is
+read (checkpoint_reader.py).
 """
 
 import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from ov2_core.storage.failpoint import failpoint
+from ov2_core.train.checkpoint_reader import causes, fill
 from ov2_core.train.distributed import World
 from ov2_core.train.trainable import PREFIX
 
@@ -54,13 +57,18 @@ def find_checkpoints(run: Path) -> list[Found]:
     return sorted(found, key=lambda one: one.step)
 
 
-def find_checkpoint(run: Path, step: int | None = None) -> Found:
-    """The newest, or that of a step.
+def find_checkpoint(run: Path, *, step: int | None = None, best: bool = False) -> Found:
+    """The newest, that of a step, or that of the lowest validation loss.
 
     Raises:
         ValueError: there is none; the steps that there are are told.
     """
     found = find_checkpoints(run)
+    if best:
+        scored = best_of(found)
+        if scored is None:
+            raise ValueError(f"no checkpoint of {run} has a validation loss; train with eval_every and held_out_packs")
+        return scored
     wanted = [one for one in found if step is None or one.step == step]
     if not wanted:
         there = ", ".join(str(one.step) for one in found) or "none"
@@ -69,21 +77,30 @@ def find_checkpoint(run: Path, step: int | None = None) -> Found:
     return wanted[-1]
 
 
+def best_of(found: Sequence[Found]) -> Found | None:
+    """The one of the lowest validation loss, the earliest of equals; None where none was validated."""
+    scored = [one for one in found if one.state.get("validation_loss") is not None]
+    return min(scored, key=lambda one: (one.state["validation_loss"], one.step), default=None)
+
+
 class Checkpointer:
     """Saves and restores the checkpoints of one run, on all ranks."""
 
     def __init__(self, run: Path, world: World, *, keep_last: int) -> None:
         self.run, self.world, self.keep_last = run, world, keep_last
-        self._writing: tuple[Any, Path, dict[str, Any]] | None = None
-        # The writing thread's collectives must not mix with the training's.
+        self._committed: Future[None] | None = None
+        # The writing threads' collectives must not mix with the training's.
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._clear()
 
     def save(self, trainable: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Starts writing the checkpoint of state["step"]; a step that stands already is left as it is.
+        """Copies everything and starts writing the checkpoint of state["step"]; one that stands already is left as it is.
 
         Args:
             state: JSON; equal on all ranks.
+
+        Raises:
+            RuntimeError: the last one could not be written.
         """
         self.wait()
         path = self.run / FOLDER / f"step-{state['step']:08d}"
@@ -91,30 +108,22 @@ class Checkpointer:
             return
         path.mkdir(parents=True, exist_ok=True)
         tensors = {**_tensors(trainable, optimizer), **_random_states(self.world)}
-        writing = async_save(tensors, checkpoint_id=str(path), process_group=self._group)
-        self._writing = (writing, path, {"version": STATE_VERSION, **state})
+        writing: Any = async_save(tensors, checkpoint_id=str(path), process_group=self._group)
+        written: Future[Any] = getattr(writing, "upload_completion", writing)
+        committed = self._committed = Future[None]()
+        state = {"version": STATE_VERSION, **state}
+        written.add_done_callback(lambda done: self._commit(done, committed, path, state))
 
     def wait(self) -> None:
-        """Finishes what is being written.
+        """Until nothing is being written, on all ranks.
 
         Raises:
-            OSError, RuntimeError: it cannot be written.
+            RuntimeError: it cannot be written.
         """
-        if self._writing is None:
+        if self._committed is None:
             return
-        writing, path, state = self._writing
-        self._writing = None
-        future: Future[Any] = getattr(writing, "upload_completion", writing)
-        future.result()
-        self.world.barrier()
-        if self.world.is_first:
-            part = path / (STATE + ".part")
-            with part.open("w") as file:
-                json.dump(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path / STATE)
-            self._remove_old()
+        committed, self._committed = self._committed, None
+        committed.result()
         self.world.barrier()
 
     def restore(self, found: Found, trainable: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -122,8 +131,23 @@ class Checkpointer:
         _make_moments(optimizer)
         tensors = _tensors(trainable, optimizer)
         random = _random_states(self.world) if found.state["world_size"] == self.world.size else {}
-        load({**tensors, **random}, checkpoint_id=str(found.path))
+        fill({**tensors, **random}, found.path)
         _set_random_states(random, self.world)
+
+    def _commit(self, written: Future[Any], committed: Future[None], path: Path, state: dict[str, Any]) -> None:
+        """In the writing thread: all ranks' files are on disk when the first rank's save is done."""
+        try:
+            written.result()
+            if self.world.is_first:
+                failpoint("train_before_commit")
+                write_json(path / STATE, state)
+                self._remove_old()
+            committed.set_result(None)
+        except BaseException as error:
+            failed = RuntimeError(f"the checkpoint {path} cannot be written: {causes(error)}")
+            log.error("%s; training ends at the next one", failed)
+            failed.__cause__ = error
+            committed.set_exception(failed)
 
     def _clear(self) -> None:
         """Removes what a kill left unfinished."""
@@ -135,18 +159,22 @@ class Checkpointer:
 
     def _remove_old(self) -> None:
         found = find_checkpoints(self.run)
-        scored = [one for one in found if one.state.get("validation_loss") is not None]
-        best = min(scored, key=lambda one: (one.state["validation_loss"], one.step), default=None)
+        best = best_of(found)
         for one in found[: -self.keep_last]:
             if best is None or one.step != best.step:
                 (one.path / STATE).unlink()  # first it ceases to be a checkpoint
                 shutil.rmtree(one.path)
 
 
-def read_weights(found: Found, model: nn.Module) -> None:
-    """The weights of a checkpoint into a whole model of the same shape, on one process."""
-    tensors = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
-    load(tensors, checkpoint_id=str(found.path), no_dist=True)
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """The file whole, and on disk."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w") as file:
+        json.dump(fields, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def _tensors(trainable: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
