@@ -2,10 +2,11 @@
 
 Enters: a config, what is trained, and the lengths of sequences and groups. Leaves: operations (2 a multiply-add) of matrix products
 and attention; norms, activations and rotation count as nothing, recomputation of checkpointed layers is not counted. Backward is
-twice the forward for a trained layer, once for a frozen one that gradients pass through, nothing before the first trained one.
+twice the forward for a trained layer, once for a frozen one that gradients pass through (twice for attention, which has no
+weights), nothing before the first trained one. Low-rank updates themselves, a percent of a layer, count as nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ov2_core.model.config import LlavaOnevision2Config
@@ -32,28 +33,39 @@ def micro_batch_flops(config: LlavaOnevision2Config, train: TrainConfig, inputs:
     """Operations of the forward and backward pass of a micro-batch."""
     groups = () if inputs.visual_features is not None else inputs.patch_group_lengths or ()
     below = train.visual.train and bool(groups)
-    connected = train.connector.train or below
-    visual = encoder_flops(config.vision_config, groups, merged=False) if groups else 0
-    full_language = train.language.train and not train.lora.rank
-    language = language_flops(config, inputs.segments.lengths)
+    products, attention = language_flops(config, inputs.segments.lengths)
     head = 2 * inputs.num_targets * config.text_config.hidden_size * config.text_config.vocab_size
+    all_weights = train.language.train and not train.lora.rank
+    connected = below or (train.connector.train and inputs.num_patches > 0)
+    through = train.language.train or connected
     return StepFlops(
-        visual=visual * (3 if below else 1),
-        connector=connector_flops(config, inputs.num_patches) * _passes(train.connector.train, below),
-        language=language * _passes(full_language, connected or bool(train.lora.rank)),
-        head=head * _passes(full_language, True),
+        visual=_visual_flops(config, groups) * (3 if below else 1) - (_embedding_flops(config, groups) if below else 0),
+        # its norm stands before its products, so that gradients pass all of them
+        connector=connector_flops(config, inputs.num_patches) * _passes(train.connector.train, connected),
+        language=products * _passes(all_weights, through) + attention * (3 if through else 1),
+        head=head * _passes(all_weights, through),
     )
 
 
-def language_flops(config: LlavaOnevision2Config, lengths: Iterable[int]) -> int:
-    """Forward through the layers of the language model, of sequences of these lengths; causal attention counts its half."""
+def _visual_flops(config: LlavaOnevision2Config, groups: Sequence[int]) -> int:
+    return encoder_flops(config.vision_config, groups, merged=False) if groups else 0
+
+
+def _embedding_flops(config: LlavaOnevision2Config, groups: Sequence[int]) -> int:
+    """Of the patches' projection, below which nothing asks for a gradient."""
+    return 2 * sum(groups) * config.vision_config.patch_values * config.vision_config.hidden_size
+
+
+def language_flops(config: LlavaOnevision2Config, lengths: Iterable[int]) -> tuple[int, int]:
+    """(products with weights, attention) forward through the layers of the language model, of sequences of these lengths; causal
+    attention counts its half."""
     text = config.text_config
     head_dim: int = text.head_dim or text.hidden_size // text.num_attention_heads
     heads, keys = text.num_attention_heads * head_dim, (text.num_key_value_heads or text.num_attention_heads) * head_dim
     a_token = 2 * text.hidden_size * (2 * heads + 2 * keys + 3 * text.intermediate_size)
     lengths = list(lengths)
     pairs = sum(length * (length + 1) // 2 for length in lengths)
-    return text.num_hidden_layers * (sum(lengths) * a_token + 4 * heads * pairs)
+    return text.num_hidden_layers * sum(lengths) * a_token, text.num_hidden_layers * 4 * heads * pairs
 
 
 def connector_flops(config: LlavaOnevision2Config, num_patches: int) -> int:

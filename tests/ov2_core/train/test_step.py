@@ -174,7 +174,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_sample():
     assert all(p.grad is None for p in training.trainable.parameters())
     assert math.isnan(result.loss)
     assert (result.bad.reason, result.bad.is_spike) == ("the loss is nan", False)
-    assert [sample.id for _, sample in result.bad.samples][0] == "Q"
+    assert result.bad.samples[0][1].id == "Q"
     assert {sample.id for _, sample in result.bad.samples} == {"a", "b", "Q"}
     assert result.bad.text() == (
         "the loss is nan; packs ps_00000006; samples, the worst first: told 'Q' of ps_00000006 (loss nan)"
@@ -269,7 +269,7 @@ def test_a_spike_may_stop_where_what_is_not_finite_is_skipped():
     for _ in range(16):
         spike(guard, 1.0)
     assert spike(guard, math.inf) is not None
-    with pytest.raises(BadStepError, match="guard.on_spike=skip"):
+    with pytest.raises(BadStepError, match=r"guard\.on_spike=skip"):
         spike(guard, 3.0)
 
 
