@@ -11,9 +11,8 @@ read (checkpoint_reader.py).
 
 import json
 import logging
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.train.checkpoint_reader import causes, fill
 from ov2_core.train.distributed import World
+from ov2_core.train.run_files import write_json
 from ov2_core.train.trainable import PREFIX
 
 log = logging.getLogger(__name__)
@@ -164,17 +164,6 @@ class Checkpointer:
             if best is None or one.step != best.step:
                 (one.path / STATE).unlink()  # first it ceases to be a checkpoint
                 shutil.rmtree(one.path)
-
-
-def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """The file whole, and on disk."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
-        json.dump(fields, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _tensors(trainable: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

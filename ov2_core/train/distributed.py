@@ -5,7 +5,7 @@ Train's) is used and left alone.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+
+from ov2_core.train.run_lock import end_with_parent
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -53,6 +55,18 @@ class World:
         dist.all_gather_object(found, item)
         return found
 
+    def on_first(self, action: Callable[[], None]) -> None:
+        """Done by the first rank while the others wait. What it raises is raised on all of them."""
+        failed: Exception | None = None
+        if self.is_first:
+            try:
+                action()
+            except Exception as error:
+                failed = error
+        first, *_ = self.gather(failed)
+        if first is not None:
+            raise failed or first
+
     def barrier(self) -> None:
         """Waits for all."""
         if self.size > 1:
@@ -80,6 +94,8 @@ def joined(device: str | None = None) -> Iterator[World]:
     if dist.is_initialized():
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=where)
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=TIMEOUT)
     else:

@@ -10,9 +10,9 @@ from ov2_core.train.metrics import METRICS
 
 RUN_JSON = "run.json"
 MAY_CHANGE = frozenset(
-    {"max_steps", "schedule_steps", "world_size", "num_workers", "created_unix_seconds", "stage", "init"}
+    {"max_steps", "schedule_steps", "world_size", "created_unix_seconds", "stage", "init", "tokenizer", "moved"}
 )
-"""Fields that a resume may change; of `config` see MAY_CHANGE_CONFIG."""
+"""Fields that a resume may change (folders may lie elsewhere: digests say what they hold); of `config` see MAY_CHANGE_CONFIG."""
 MAY_CHANGE_CONFIG = frozenset(
     {
         "micro_batch",
@@ -42,12 +42,12 @@ def claim(run: Path, fields: Mapping[str, Any], *, resume: bool) -> None:
         differences = list(_differences(there, fields))
         if differences:
             raise ValueError(
-                f"{run} is another run:\n  " + "\n  ".join(differences) + "\nname another folder for --out"
+                f"{run} is another run:\n  "
+                + "\n  ".join(differences)
+                + "\nresume with what stands there, or name another folder for --out"
             )
     run.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(dict(fields), indent=2) + "\n")
-    os.replace(part, path)
+    write_json(path, fields)
 
 
 def check_new(run: Path, *, resume: bool) -> None:
@@ -63,6 +63,17 @@ def read_run(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{run} holds no {RUN_JSON}; give the folder of `ov2 train --out`") from None
     return fields
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """The file whole, and on disk."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w") as file:
+        json.dump(dict(fields), file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Any:

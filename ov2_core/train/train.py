@@ -1,6 +1,7 @@
 """A whole training run: from a stage and a model to checkpoints, and on from any of them.
 
     CKPT/run.json            what is trained on what, with which config
+    CKPT/model/              the model's config, its tokenizer and processor: what an export needs besides weights
     CKPT/metrics.jsonl       a line a step; validation.jsonl, bad_steps.jsonl likewise
     CKPT/lineage.jsonl       the packs of each step
     CKPT/tensorboard/
@@ -16,6 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 
 from ov2_core import config as configs
+from ov2_core.data.lengths import layout_digest
 from ov2_core.data.loader import StageLoader
 from ov2_core.data.packed_batch import OnBad
 from ov2_core.features.encoder import encoder_digest
@@ -35,12 +38,14 @@ from ov2_core.storage.failpoint import failpoint
 from ov2_core.train.checkpoint import Checkpointer, find_checkpoints
 from ov2_core.train.config import TrainConfig
 from ov2_core.train.distributed import World, joined
+from ov2_core.train.export import write_model_files
 from ov2_core.train.feed import StepBatches, StepFeed
 from ov2_core.train.flops import micro_batch_flops
 from ov2_core.train.metrics import BAD_STEPS, LINEAGE, StepLog, cut_back
 from ov2_core.train.optimizer import make_optimizer, set_learning_rates
 from ov2_core.train.pack_inputs import pack_inputs
 from ov2_core.train.run_files import claim
+from ov2_core.train.run_lock import locked
 from ov2_core.train.step import BadStep, BadStepError, Guard, StepResult, run_step, sample_sums
 from ov2_core.train.trainable import Trainable, make_trainable
 
@@ -79,6 +84,11 @@ class TrainOptions:
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
+        if "://" in self.out:
+            raise ValueError(
+                f"--out must be a folder on a file system that all ranks share, got {self.out}: logs and checkpoints are "
+                "written in place; train into a folder and copy that"
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be >= 1, got {self.max_steps}")
 
@@ -101,14 +111,14 @@ def train(config: TrainConfig, options: TrainOptions) -> TrainResult:
         ValueError: a stage, model, config or folder that do not fit together.
         BadPackError, BadStepError: a sample that cannot be read, a step that the guard stops.
     """
-    with joined(options.device) as world:
-        return _Run(config, options, world).go()
+    with joined(options.device) as world, ExitStack() as held:
+        return _Run(config, options, world, held).go()
 
 
 class _Run:
     """One process of a run."""
 
-    def __init__(self, config: TrainConfig, options: TrainOptions, world: World) -> None:
+    def __init__(self, config: TrainConfig, options: TrainOptions, world: World, held: ExitStack) -> None:
         self.config, self.options, self.world = config, options, world
         self.folder = Path(options.out)
         self.processor = open_processor(options.init, tokenizer=options.tokenizer)
@@ -121,10 +131,10 @@ class _Run:
         self.num_steps = options.max_steps or whole
         self.schedule_steps = config.schedule_steps or max(whole, self.num_steps)
         resume = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        if world.is_first:
-            claim(self.folder, self._identity(), resume=resume)
-        world.barrier()
+        world.on_first(lambda: held.enter_context(locked(self.folder)))
+        world.on_first(lambda: claim(self.folder, self._identity(), resume=resume))
         self.model = open_model(options.init, self.processor, seed=options.seed)
+        world.on_first(lambda: write_model_files(self.folder, self.model, self.processor))
         self.trainable = self._prepare(self.model)
         self.optimizer = make_optimizer(self.trainable, config)
         self.guard = Guard(config.guard)
@@ -321,6 +331,8 @@ class _Run:
             "init": self.options.init,
             "init_digest": _init_digest(self.options.init),
             "tokenizer": self.options.tokenizer,
+            "processor_digest": layout_digest(self.processor),
+            "moved": [list(pair) for pair in self.options.moved],
             "features": list(self.options.features),
             "seed": self.options.seed,
             "order": {name: state[name] for name in sorted(state) if name not in ("cursor", "stage", "version")},
