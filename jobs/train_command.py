@@ -1,5 +1,6 @@
-"""`ov2 train`: torch is imported when it runs; under torchrun every process runs it."""
+"""`ov2 train`, `ov2 export`, `ov2 lineage`: torch is imported when it is needed; under torchrun every process runs `train`."""
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -92,3 +93,55 @@ def add_train_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
                 )
                 result = train_on_ray(config, options, ray_training)
             print(f"step {result.step}; {result.checkpoint}")
+
+    @app.command()
+    def export(
+        run: Annotated[Path, typer.Argument(help="CKPT: folder of `ov2 train --out`.")],
+        out: Annotated[str, typer.Option(help="New folder; its parents are made.")],
+        step: Annotated[int | None, typer.Option(help="Of the checkpoint; by default the newest.", min=1)] = None,
+        best: Annotated[bool, typer.Option("--best", help="The checkpoint of the lowest validation loss.")] = False,
+        dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
+    ) -> None:
+        """A checkpoint to a model's folder: for transformers, `ov2 generate`, or the next stage's --init. No GPU is needed."""
+        with errors():
+            need_torch()
+            from ov2_core.generate import DTYPES
+            from ov2_core.train.export import export_checkpoint
+
+            found = export_checkpoint(run, out, step=step, best=best, dtype=DTYPES[dtype])
+            print(f"{out}: step {found.step} of {run}, {dtype}")
+
+    @app.command()
+    def lineage(
+        run: Annotated[Path, typer.Argument(help="CKPT: folder of `ov2 train --out`.")],
+        step: Annotated[int | None, typer.Option(help="List what this step has seen.", min=1)] = None,
+        sample: Annotated[str | None, typer.Option(help="SOURCE/ID: list the steps that have seen it.")] = None,
+        media: Annotated[
+            str | None, typer.Option(help="Key of a video or still: list the steps that have seen it.")
+        ] = None,
+        stage: Annotated[str | None, typer.Option(help="Where the run's stage lies now, if it was moved.")] = None,
+        moved: Annotated[
+            list[str] | None, typer.Option(help="OLD=NEW: token runs that lie elsewhere than when the stage was built.")
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    ) -> None:
+        """Which samples and videos a training step has seen, or which steps have seen one of them."""
+        with errors():
+            from jobs.curriculum_commands import moved_runs
+            from ov2_core.train.lineage import Lineage
+
+            if sum(asked is not None for asked in (step, sample, media)) != 1:
+                raise ValueError("give one of --step, --sample and --media")
+            found = Lineage(run, stage=stage, moved=moved_runs(moved))
+            if step is not None:
+                seen = found.step(step)
+                print(json.dumps(seen.to_dict()) if as_json else "\n".join(seen.lines()))
+                return
+            if sample is not None:
+                source, slash, id = sample.partition("/")
+                if not slash:
+                    raise ValueError(f"--sample expects SOURCE/ID, got {sample!r}")
+                steps = found.steps_of_sample(source, id)
+            else:
+                steps = found.steps_of_medium(media or "")
+            print(json.dumps({"steps": steps}) if as_json else f"steps: {', '.join(map(str, steps)) or 'none so far'}")

@@ -47,7 +47,7 @@ def write_model_files(run: Path, model: LlavaOnevision2ForConditionalGeneration,
 
 def export_checkpoint(
     run: Path,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     step: int | None = None,
     best: bool = False,
@@ -70,6 +70,7 @@ def export_checkpoint(
     """
     if "://" in str(out):
         raise ValueError(f"--out must be a local folder, got {out}; export to one and copy it")
+    out = Path(out)
     if step is not None and best:
         raise ValueError("give a step or ask for the best, not both")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -243,7 +244,13 @@ class _Run:
         )
         log_steps.line(
             LINEAGE,
-            {"step": self.step, "epoch": batches.epoch, "packs": list(batches.packs), "skipped_samples": int(skipped)},
+            {
+                "step": self.step,
+                "epoch": batches.epoch,
+                "packs": list(batches.packs),
+                "skipped_samples": int(skipped),
+                "skipped_tars": sum(self.world.gather(batches.skipped), start=Counter[str]()) if skipped else {},
+            },
         )
         if result.bad is not None:
             self._note_bad(result.bad, self.step, log_steps)
@@ -326,7 +333,7 @@ class _Run:
             "recipe": self.config.name,
             "recipe_version": self.config.version,
             "config": configs.to_dict(self.config),
-            "stage": str(self.options.stage),
+            "stage": _absolute(self.options.stage),
             "stage_digest": state["stage"],
             "init": self.options.init,
             "init_digest": _init_digest(self.options.init),
@@ -375,6 +382,11 @@ def _features(options: TrainOptions) -> FeatureSource | None:
         return None
     digest = None if is_preset(options.init) else encoder_digest(options.init, stage="unmerged")
     return FeatureSource(options.features, encoder_digest=digest)
+
+
+def _absolute(place: str) -> str:
+    """A path that holds in any working directory; a URL as it is."""
+    return place if "://" in place else os.path.abspath(place)
 
 
 def _sources(loader: StageLoader) -> Sequence[str]:
