@@ -21,6 +21,7 @@ import typer
 from jobs import doctor as doctor_checks
 from jobs.curriculum_commands import add_curriculum_commands
 from jobs.encode_command import add_encode_command
+from jobs.eval_commands import add_eval_commands
 from jobs.model_commands import add_model_commands
 from jobs.summary import plan_text, tokenize_text, verify_text
 from jobs.train_command import add_train_commands
@@ -371,6 +372,7 @@ def _errors() -> Iterator[None]:
 add_model_commands(app, _errors)
 add_encode_command(app, _errors)
 add_curriculum_commands(app, _errors)
+add_eval_commands(app, _errors)
 add_train_commands(app, _errors)
 
 if __name__ == "__main__":

@@ -1,0 +1,200 @@
+"""JumpScore: hand-worked cases, independent average precision, properties, and answers that no model should give."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ov2_core.evals.jumpscore import format_times, match_times, parse_times, parse_truth, score_answer, score_times
+
+TIMES = st.lists(st.integers(0, 400).map(lambda n: n / 20), max_size=12)
+TOLERANCES = st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.3, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "tolerance", "expected"),
+    [
+        ([0.28, 4.44], [0.28, 4.44], 0.1, 1.0),
+        ([], [], 0.1, 1.0),
+        ([1.0], [], 0.1, 0.0),
+        ([], [1.0], 0.1, 0.0),
+        # Found second and third of three: precision 1/2 and 2/3, each a step of 1/2 in recall.
+        ([0.0, 1.0, 2.0], [1.0, 2.0], 0.1, (1 / 2 + 2 / 3) / 2),
+        # False alarm last: costs nothing. False alarm first: costs.
+        ([1.0, 9.0], [1.0], 0.1, 1.0),
+        ([0.0, 1.0], [1.0], 0.1, 0.5),
+        # A repeat of a found time is false; half of the truth is not found.
+        ([1.0, 1.0], [1.0, 2.0], 0.1, 0.5),
+        # The nearest, not the first: 1.1 goes to 1.15, and 1.0 stays for nobody.
+        ([1.1, 1.2], [1.0, 1.15], 0.1, 0.5),
+        # Equally near: the earlier.
+        ([1.5, 1.9], [1.0, 2.0], 0.5, 1.0),
+        # The border is within, also where binary fractions say otherwise (0.4 - 0.3 > 0.1).
+        ([0.4], [0.3], 0.1, 1.0),
+        ([0.401], [0.3], 0.1, 0.0),
+        # Order of writing does not matter.
+        ([2.0, 0.0, 1.0], [1.0, 2.0], 0.1, (1 / 2 + 2 / 3) / 2),
+    ],
+)
+def test_average_precision_by_hand(predicted, truth, tolerance, expected):
+    assert match_times(predicted, truth, tolerance).average_precision == pytest.approx(expected, abs=1e-12)
+
+
+def test_map_is_the_mean_over_three_tolerances_by_hand():
+    scores = score_times([0.05, 1.15, 2.25], [0.0, 1.0, 2.0])
+    assert scores["AP@0.1"] == pytest.approx(1 / 3)
+    assert scores["AP@0.2"] == pytest.approx(2 / 3)
+    assert scores["AP@0.3"] == pytest.approx(1.0)
+    assert scores["mAP"] == pytest.approx(2 / 3)
+    assert scores["recall@0.2"] == pytest.approx(2 / 3) == scores["precision@0.2"]
+
+
+def _naive_average_precision(predicted: list[float], truth: list[float], tolerance: float) -> float:
+    """As scikit-learn defines it, from labels in order of confidence: sum of (R_n - R_n-1) P_n; positives that were never
+    retrieved are in the denominator of recall. Matching over a full distance matrix."""
+    if not truth:
+        return float(not predicted)
+    distance = np.abs(np.subtract.outer(np.sort(predicted), truth)) if predicted else np.zeros((0, len(truth)))
+    labels = []
+    for row in distance:
+        column = int(np.argmin(row))
+        hit = bool(row[column] <= tolerance + 1e-9)
+        labels.append(hit)
+        if hit:
+            distance[:, column] = np.inf
+    true_positives = np.cumsum(labels)
+    precision = true_positives / np.arange(1, len(labels) + 1)
+    recall = np.concatenate([[0.0], true_positives / len(truth)])
+    return float(np.sum(np.diff(recall) * precision))
+
+
+@given(TIMES, TIMES.map(lambda times: sorted(set(times))), TOLERANCES)
+@settings(max_examples=300, deadline=None)
+def test_average_precision_equals_an_independent_one(predicted, truth, tolerance):
+    found = match_times(predicted, truth, tolerance).average_precision
+    assert found == pytest.approx(_naive_average_precision(predicted, truth, tolerance), abs=1e-12)
+
+
+@given(TIMES)
+def test_perfect_answer_scores_one(truth):
+    assert score_times(truth, truth)["mAP"] == 1.0
+
+
+@given(TIMES, TIMES.map(sorted), st.tuples(TOLERANCES, TOLERANCES).map(sorted))
+@settings(max_examples=400, deadline=None)
+@example(predicted=[1.11, 1.29], truth=[1.0, 1.2], tolerances=[0.1, 0.3])
+def test_average_precision_is_monotone_in_tolerance(predicted, truth, tolerances):
+    low, high = (match_times(predicted, truth, tolerance).average_precision for tolerance in tolerances)
+    assert low <= high + 1e-12
+
+
+@given(TIMES, TIMES.map(sorted), st.integers(0, 10_000).map(lambda n: n / 7))
+@settings(max_examples=200, deadline=None)
+def test_scores_do_not_change_when_all_times_shift(predicted, truth, shift):
+    here = score_times(predicted, truth)
+    there = score_times([time + shift for time in predicted], [time + shift for time in truth])
+    assert there == pytest.approx(here, abs=1e-12)
+
+
+@given(TIMES, TIMES.map(sorted), TOLERANCES)
+def test_matches_are_one_to_one_and_within_the_tolerance(predicted, truth, tolerance):
+    match = match_times(predicted, truth, tolerance)
+    used = [index for index in match.truth_of_prediction if index is not None]
+    assert len(used) == len(set(used))
+    for time, index in zip(sorted(predicted), match.truth_of_prediction, strict=True):
+        assert index is None or abs(truth[index] - time) <= tolerance + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[0.28, 4.44]", [0.28, 4.44]),
+        ("[4.44, 0.28]", [0.28, 4.44]),
+        ("[]", []),
+        ("[ ]", []),
+        ("The jumps start at [0.28, 4.44].", [0.28, 4.44]),
+        ("```json\n[0.28,\n 4.44]\n```", [0.28, 4.44]),
+        ("[0.28, 4.44,]", [0.28, 4.44]),
+        ('["0.28", "4.44"]', [0.28, 4.44]),
+        ('["0.28s", "4.44"]', [0.28]),  # the first reading finds something, so the others are not tried
+        ("[0.28s, 4.44s]", [0.28, 4.44]),
+        ("0.28s and then 4.44 s", [0.28, 4.44]),
+        ("Example [1] gives [0.5, 1.0, 1.5]", [0.5, 1.0, 1.5]),  # the longest list
+        ("[0.28, about 4.44]", [0.28, 4.44]),  # no JSON
+        ("[0.28, 4.44", [0.28, 4.44]),  # cut off: all numbers
+        ("0.28, 4.44", [0.28, 4.44]),
+        ("[true, 2.5]", [2.5]),
+        ("[NaN, Infinity, 2.5]", [2.5]),
+        ("[0.28, 0.28]", [0.28, 0.28]),
+        ("", None),
+        ("I cannot tell.", None),
+        ("null", None),
+    ],
+)
+def test_answers_are_read_as_the_published_scorer_reads_them(text, expected):
+    assert parse_times(text) == expected
+
+
+@given(TIMES.map(sorted))
+def test_format_and_parse_are_inverse(times):
+    assert parse_times(format_times(times)) == pytest.approx(times)
+
+
+def _malformed(rng: random.Random) -> str:
+    """Fragments that models and their servers have given, shuffled, cut, repeated, and plain noise."""
+    fragments = [
+        "[", "]", "{", "}", ",", '"', "[[", "]]", "```json", "```", "null", "NaN", "-Infinity", "1e999", "1e-5", "0.1.2",
+        "--3", "٣", "½", "\x00", "\ud800", "😀", "</s>", "<|im_end|>", "seconds", "s", "0.5s", "1:30", "00:01:02", "9" * 400,
+        "9" * 5000, "true", "[1,", ",2]", "\n", " ", "[" * 50, "]" * 50, "0x1f", "1_000", "-1", "+2", "1,5", "nan s", "∞",
+    ]  # fmt: skip
+    text = "".join(rng.choice(fragments) for _ in range(rng.randrange(0, 14)))
+    if rng.random() < 0.3:
+        text = "".join(chr(rng.randrange(0, 0x3000)) for _ in range(rng.randrange(0, 60)))
+    return text[: rng.randrange(0, len(text) + 1)] if rng.random() < 0.3 else text
+
+
+def test_three_thousand_malformed_answers_are_read_without_raising_and_score_as_wrong():
+    rng = random.Random(7)
+    statuses = {"read": 0, "unreadable": 0, "missing": 0}
+    for _ in range(3000):
+        text = _malformed(rng)
+        item = score_answer({}, [1000.25, 2000.5], text)  # times that no fragment can write
+        statuses[item.status] += 1
+        assert set(item.metrics.values()) == {0.0} or item.metrics["count_exact"] == 1.0
+        assert item.metrics["mAP"] == 0.0
+        assert all(math.isfinite(time) for time in item.detail["predicted_seconds"])
+    assert statuses["missing"] == 0
+    assert min(statuses["read"], statuses["unreadable"]) > 300
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_read_without_raising(text):
+    times = parse_times(text)
+    assert times is None or times == sorted(times)
+
+
+def test_answer_that_runs_on_is_read_in_bounded_time():
+    assert len(parse_times("[" + "1.5, " * 1_000_000) or []) < 100_000
+
+
+def test_unreadable_and_missing_answers_are_wrong_also_where_nothing_is_true():
+    assert score_answer({}, [], "[]").metrics["mAP"] == 1.0
+    for answer, status in (("no idea", "unreadable"), (None, "missing")):
+        item = score_answer({}, [], answer)
+        assert item.status == status
+        assert set(item.metrics.values()) == {0.0}
+
+
+@pytest.mark.parametrize("answer", ["", "none", [True], ["x"], {"a": 1}, None, [-1.0], [float("nan")], "[1, [2]]", 3])
+def test_truth_that_is_no_list_of_times_is_refused(answer):
+    with pytest.raises(ValueError, match="list of seconds"):
+        parse_truth(answer)
+
+
+def test_truth_is_read_from_lists_and_from_text():
+    assert parse_truth("[4.44, 0.28]") == parse_truth([0.28, 4.44]) == parse_truth('["0.28s", 4.44]') == [0.28, 4.44]
+    assert parse_truth("[]") == parse_truth([]) == []
