@@ -143,12 +143,12 @@ class _Run:
         self.step = 0
         self.best: float | None = None
         self.validation_loss: float | None = None
-        self._restore()
-        self.accumulation = accumulation
-        self.sources = _sources(self.loader)
         self.peak_flops = measure_peak(
             world.device, self.compute_dtype, shapes=PEAK_SHAPES[world.device.type], repeats=3
         )
+        self._restore()  # last: what is drawn above must not count
+        self.accumulation = accumulation
+        self.sources = _sources(self.loader)
 
     def go(self) -> TrainResult:
         """To the last step."""
