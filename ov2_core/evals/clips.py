@@ -226,7 +226,7 @@ def rope_clip(
         )
     rng = np.random.default_rng(seed)
     margin_px = max(16, width_px // 6)
-    world_HW3 = _texture(rng, height_px + 2 * margin_px, width_px + 2 * margin_px)
+    world_HW3 = texture(rng, height_px + 2 * margin_px, width_px + 2 * margin_px)
     offsets = _camera_path(rng, num_frames, fps, margin_px, camera)
     events = _event_frames(rng, num_frames, fps) if figure else ()
     rate = Fraction(fps).limit_denominator(1001)
@@ -258,7 +258,7 @@ def rope_clip(
     return truth, frames()
 
 
-def _texture(rng: np.random.Generator, height: int, width: int) -> RGB:
+def texture(rng: np.random.Generator, height: int, width: int) -> RGB:
     """Noise at three scales, each bilinearly enlarged: edges and fine grain, like foliage or gravel."""
     total = np.zeros((height, width, 3), np.float32)
     for cell_px, weight in ((96, 70.0), (24, 35.0), (5, 18.0)):
