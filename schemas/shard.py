@@ -23,13 +23,18 @@ QuarantineReason = Literal[
     "invalid_text",
     "unbound_media",
     "damaged_sample",
+    "malformed_scene",
+    "bad_pose",
+    "bad_intrinsics",
+    "missing_depth",
+    "bad_boxes",
     "transient_error",
     "deadline_exceeded",
     "worker_died",
     "out_of_memory",
     "internal_error",
 ]
-Stage = Literal["manifest", "probe", "tokenize", "write", "encode", "import"]
+Stage = Literal["manifest", "probe", "tokenize", "write", "encode", "import", "spatial"]
 
 
 class QuarantineRow(Record):

@@ -1,0 +1,1 @@
+"""Spatial and tracking questions whose answers geometry proves. scene -> tasks -> checker -> balance; docs/spatial.md."""
