@@ -87,6 +87,8 @@ class TrainConfig:
     precision: Precision = "auto"
     """bf16 computes in bfloat16 with float32 weights, sums and optimizer; auto: on CUDA bf16, else fp32."""
     activation_checkpointing: bool = True
+    tensor_parallel: int = 1
+    """Neighbouring ranks that share every layer of the language model and read the same packs."""
     compile: bool = False
     """torch.compile of every layer."""
     held_out_packs: int = 0
@@ -99,7 +101,7 @@ class TrainConfig:
     """Checkpoints kept, besides the best by validation loss."""
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "micro_batch", "epochs", "save_every", "keep_last"):
+        for name in ("global_batch", "micro_batch", "epochs", "save_every", "keep_last", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.schedule_steps is not None and self.schedule_steps < 1:
@@ -112,11 +114,16 @@ class TrainConfig:
             raise ValueError("eval_every needs held_out_packs >= 1: nothing is left to validate on")
         if not (self.visual.train or self.connector.train or self.language.train):
             raise ValueError("nothing is trained: set visual.train, connector.train or language.train")
+        if self.lora.rank and self.tensor_parallel > 1:
+            raise ValueError("lora.rank and tensor_parallel > 1 do not go together: set one of them")
         if self.lora.rank and not self.language.train:
             raise ValueError("lora.rank needs language.train: low-rank updates are of the language model")
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches of a rank and step.
+
+        Args:
+            world_size: ranks that read different packs.
 
         Raises:
             ValueError: global_batch is no multiple of micro_batch x world_size.

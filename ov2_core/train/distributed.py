@@ -27,6 +27,22 @@ class World:
     rank: int
     size: int
     device: torch.device
+    tensor: int = 1
+    """Neighbouring ranks that compute the same packs, each a share of every layer (tensor_parallel.py)."""
+
+    def __post_init__(self) -> None:
+        if self.tensor < 1 or self.size % self.tensor:
+            raise ValueError(f"tensor_parallel must divide the number of ranks ({self.size}), got {self.tensor}")
+
+    @property
+    def data_rank(self) -> int:
+        """Which packs this rank reads."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """Ranks that read different packs."""
+        return self.size // self.tensor
 
     @property
     def is_first(self) -> bool:
@@ -34,26 +50,27 @@ class World:
         return self.rank == 0
 
     def mesh(self) -> Any:
-        """All ranks in one dimension."""
+        """All ranks, by the packs they read and by their share of layers: dimensions "data" and "tensor"."""
         from torch.distributed.device_mesh import init_device_mesh
 
-        return init_device_mesh(self.device.type, (self.size,))
+        shape = (self.data_size, self.tensor)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Element-wise over all ranks, in float64."""
+        """Element-wise over the ranks that read different packs, in float64."""
         if self.size == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
-        return [float(value) for value in total.tolist()]
+        return [float(value) / self.tensor for value in total.tolist()]
 
     def gather(self, item: Any) -> list[Any]:
-        """Everybody's item, in the order of ranks. For rare and small things."""
+        """The items of ranks that read different packs, in their order. For rare and small things."""
         if self.size == 1:
             return [item]
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, item)
-        return found
+        return found[:: self.tensor]
 
     def on_first(self, action: Callable[[], None]) -> None:
         """Done by the first rank while the others wait. What it raises is raised on all of them."""

@@ -22,6 +22,7 @@ MAY_CHANGE_CONFIG = frozenset(
         "keep_last",
         "eval_every",
         "compile",
+        "tensor_parallel",
         "activation_checkpointing",
         "guard",
     }

@@ -158,10 +158,11 @@ def run_step(
         sums[2] += inputs.num_patches
     num_targets, num_tokens, num_patches = (int(value) for value in world.sum(sums))
     sharded = any(isinstance(parameter, DTensor) for parameter in trainable.parameters())
-    row_weight = (world.size if sharded else 1) / max(num_targets, 1)  # shards average over ranks
+    row_weight = (world.data_size if sharded else 1) / max(num_targets, 1)  # shards average over ranks
     sample_losses = [
         backward(trainable, inputs.to(world.device, non_blocking=True), row_weight) for inputs in micro_batches
     ]
+    trainable.finish_gradients()
     for parameter in trained_parameters(trainable):
         if (
             parameter.grad is None
@@ -213,12 +214,15 @@ def sample_sums(inputs: PackInputs, losses_R: Tensor) -> Tensor:
 
 def clip_gradient(model: nn.Module, clip_norm: float) -> float:
     """Scales the gradient to at most clip_norm (0: as it is); its norm before that, over all ranks."""
-    parameters = list(trained_parameters(model))
-    limit = clip_norm if clip_norm > 0 else math.inf
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=None)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    return float(norm)
+    gradients = [parameter.grad for parameter in trained_parameters(model) if parameter.grad is not None]
+    meshes: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        meshes.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
+    norms = [torch.nn.utils.get_total_norm(group) for group in meshes.values()]
+    total = math.hypot(*(float(n.full_tensor() if isinstance(n, DTensor) else n) for n in norms))
+    if clip_norm > 0 and total > clip_norm:  # not finite: the guard will see to it
+        torch._foreach_mul_(gradients, clip_norm / (total + 1e-6))
+    return total
 
 
 def _means(

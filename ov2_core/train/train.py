@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,11 @@ class _Run:
     """One process of a run."""
 
     def __init__(self, config: TrainConfig, options: TrainOptions, world: World, held: ExitStack) -> None:
+        world = replace(world, tensor=config.tensor_parallel)
         self.config, self.options, self.world = config, options, world
         self.folder = Path(options.out)
         self.processor = open_processor(options.init, tokenizer=options.tokenizer)
-        accumulation = config.accumulation(world.size)
+        accumulation = config.accumulation(world.data_size)
         if options.features and config.visual.train:
             raise ValueError("features are of a frozen encoder: set visual.train=false with --features")
         self.loader = open_loader(config, options, self.processor, world=world)
@@ -213,7 +214,7 @@ class _Run:
         waited, skipped, num_bytes, all_flops = self.world.sum(
             [batches.wait_seconds, sum(batches.skipped.values()), batches.num_bytes, flops]
         )
-        waited /= self.world.size
+        waited /= self.world.data_size
         fields = {
             "step": self.step,
             "epoch": batches.epoch,
@@ -362,8 +363,8 @@ def open_loader(
     return StageLoader(
         options.stage,
         batch_size=config.micro_batch,
-        rank=world.rank,
-        world_size=world.size,
+        rank=world.data_rank,
+        world_size=world.data_size,
         num_workers=options.num_workers,
         seed=options.seed,
         processor=processor,

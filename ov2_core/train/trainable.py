@@ -21,6 +21,7 @@ from ov2_core.train.config import LoraConfig, TrainConfig
 from ov2_core.train.cross_entropy import linear_cross_entropy
 from ov2_core.train.optimizer import freeze
 from ov2_core.train.pack_inputs import PackInputs
+from ov2_core.train.tensor_parallel import head_norm_parameters, parallelize_layers, sum_partial_gradients
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PREFIX = "model."
@@ -51,10 +52,17 @@ class Trainable(nn.Module):
         self.model = model
         self.always_see, self.from_features = always_see, from_features
         self.chunk_rows = chunk_rows
+        self.tensor_group: Any = None
         self._normalisation: dict[str, Any] = {}
         if pixel_mean is not None and pixel_std is not None:
             self._normalisation = {"mean": pixel_mean, "std": pixel_std}
         use_packed_attention(model.model.language_model)
+
+    def finish_gradients(self) -> None:
+        """After the last backward pass of a step: sums what ranks that share layers hold in parts."""
+        if self.tensor_group is not None:
+            layers = self.model.model.language_model.layers
+            sum_partial_gradients(head_norm_parameters(layers), self.tensor_group)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,7 +129,8 @@ def make_trainable(
 
     Args:
         model: float32 weights on any device.
-        mesh: DeviceMesh to shard over; None: whole on one device, in float32.
+        mesh: DeviceMesh with dimensions "data", to shard over, and "tensor", to share layers over; None: whole on one device, in
+            float32.
         compute_dtype: of sharded models' computation; weights, gradient sums and the optimizer stay float32.
 
     Raises:
@@ -133,7 +142,7 @@ def make_trainable(
         add_lora(model, config.lora)
     trainable = Trainable(
         model,
-        always_see=mesh is not None and mesh.size() > 1,
+        always_see=mesh is not None and mesh["data"].size() > 1,
         from_features=from_features,
         pixel_mean=pixel_mean,
         pixel_std=pixel_std,
@@ -150,12 +159,22 @@ def make_trainable(
         return trainable.to(device)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    if mesh.size() > 1:  # the frozen encoder takes its groups in parts, whose number differs between ranks
+    data, tensor = mesh["data"], mesh["tensor"]
+    if tensor.size() > 1:
+        text = model.config.text_config
+        parallelize_layers(
+            model.model.language_model.layers,
+            tensor,
+            num_heads=text.num_attention_heads,
+            num_key_heads=text.num_key_value_heads or text.num_attention_heads,
+        )
+        trainable.tensor_group = tensor.get_group()
+    if data.size() > 1:  # the frozen encoder takes its groups in parts, whose number differs between ranks
         model.visual.chunk_patches = 1 << 60
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(trainable, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=data, mp_policy=policy)
+    fully_shard(trainable, mesh=data, mp_policy=policy)
     return trainable
 
 
