@@ -266,6 +266,17 @@ def bench_loader(context: typer.Context) -> None:
         raise typer.Exit(bench_main(list(context.args)) or 0)
 
 
+@bench_app.command(
+    "train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_train(context: typer.Context) -> None:
+    """Tokens a second, MFU, memory and waits of training, against transformers' Trainer. --help tells its options."""
+    with _errors():
+        from jobs.bench_train import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
 def main() -> None:
     """Entry point of the command `ov2`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

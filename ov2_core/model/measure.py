@@ -126,10 +126,10 @@ def measure_encoder(
     turns = []
     for _ in range(repeats):
         before = measure_peak(weight.device, weight.dtype, shapes=shapes)
-        held = _reset_memory(weight.device)
+        held = reset_memory(weight.device)
         with _Probes(encoder, side=min(peak_sides)) as probes:
             seconds = _seconds(run, weight.device) - sum(probes.seconds)
-        most = _most_memory(weight.device)
+        most = most_memory(weight.device)
         after = measure_peak(weight.device, weight.dtype, shapes=shapes)
         best = max(before, after, probes.best_flops())
         turns.append(
@@ -221,7 +221,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _reset_memory(device: torch.device) -> int | None:
+def reset_memory(device: torch.device) -> int | None:
     """Bytes held now; the peak counts from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -233,7 +233,8 @@ def _reset_memory(device: torch.device) -> int | None:
     return _status_bytes("VmRSS")
 
 
-def _most_memory(device: torch.device) -> int | None:
+def most_memory(device: torch.device) -> int | None:
+    """Most bytes held since `reset_memory`: allocated on CUDA, resident on a Linux CPU, else unknown."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
 
 
