@@ -44,6 +44,8 @@ def read_truth(path: str | os.PathLike[str], parse_answer: Callable[[Mapping[str
             id_ = _id(row)
             if id_ in seen:
                 raise ValueError("this id stood in an earlier row; ids are unique in a truth file")
+            if "answer" not in row:
+                raise ValueError("no `answer`")
             items.append(TruthItem(id=id_, answer=parse_answer(row), row=dict(row), folder=folder))
             seen.add(id_)
         except (ValueError, TypeError, KeyError) as error:

@@ -25,8 +25,8 @@ class Suite:
     prompt: Callable[[Mapping[str, Any]], str]
     """What a model is asked where the row has no `question`; raises ValueError where it must have one."""
     parse_truth: Callable[[Mapping[str, Any]], Any]
-    score: Callable[[Mapping[str, Any], Any, str | None], ItemScore]
-    """(row, truth as parsed, answer or None) to metrics."""
+    score: Callable[[TruthItem, str | None], ItemScore]
+    """Truth and answer (None: there is none) to metrics."""
     timestamp_decimal: int = 1
     """Decimals of the times that a model of our own is shown."""
 
@@ -113,7 +113,7 @@ def evaluate(
     notes: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Scores all items. One without an answer counts as wrong; answers to unknown ids count for nothing and are named."""
-    items = {item.id: suite.score(item.row, item.answer, predictions.answers.get(item.id)) for item in truth}
+    items = {item.id: suite.score(item, predictions.answers.get(item.id)) for item in truth}
     groups: dict[str, list[ItemScore]] = {}
     for item in items.values():
         for group in item.groups:

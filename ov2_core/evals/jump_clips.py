@@ -256,7 +256,7 @@ def jumper_shapes(jumper: Jumper, index: int) -> Iterator[Shape]:
     rope = _rope_shape(jumper, hands, turn, unit)
     if turn < 0.5:
         yield rope
-    for side, hand in zip((-1, 1), hands, strict=True):
+    for side in (-1, 1):
         knee = (x + side * (0.45 * unit + bend), (hip_y + feet_y) / 2)
         yield (
             "line",

@@ -1,17 +1,7 @@
 """The suites by name: what `ov2 eval --suite` knows."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from ov2_core.evals import jumpscore
+from ov2_core.evals import counting, grounding, jumpscore, spatial, tracking
 from ov2_core.evals.evaluate import Suite
-
-
-def _jumpscore_truth(row: Mapping[str, Any]) -> list[float]:
-    if "answer" not in row:
-        raise ValueError("no `answer`")
-    return jumpscore.parse_truth(row["answer"])
-
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -20,9 +10,37 @@ SUITES: dict[str, Suite] = {
             name="jumpscore",
             main_metric="mAP",
             prompt=lambda row: jumpscore.PROMPT,
-            parse_truth=_jumpscore_truth,
-            score=jumpscore.score_answer,
+            parse_truth=lambda row: jumpscore.parse_truth(row["answer"]),
+            score=lambda item, answer: jumpscore.score_answer(item.row, item.answer, answer),
             timestamp_decimal=2,
+        ),
+        Suite(
+            name="grounding",
+            main_metric="mIoU",
+            prompt=grounding.prompt,
+            parse_truth=lambda row: grounding.parse_truth(row["answer"]),
+            score=lambda item, answer: grounding.score_answer(item.row, item.answer, answer),
+        ),
+        Suite(
+            name="counting",
+            main_metric="exact",
+            prompt=counting.prompt,
+            parse_truth=lambda row: counting.parse_truth(row["answer"]),
+            score=lambda item, answer: counting.score_answer(item.row, item.answer, answer),
+        ),
+        Suite(
+            name="tracking",
+            main_metric="HOTA@0.5",
+            prompt=tracking.prompt,
+            parse_truth=tracking.parse_truth,
+            score=lambda item, answer: tracking.score_answer(item.row, item.answer, answer),
+        ),
+        Suite(
+            name="spatial",
+            main_metric="score",
+            prompt=spatial.prompt,
+            parse_truth=spatial.parse_truth,
+            score=lambda item, answer: spatial.score_answer(item.row, item.answer, answer, folder=item.folder),
         ),
     )
 }

@@ -116,7 +116,7 @@ def test_rope_is_before_the_legs_until_the_event_and_behind_them_from_it_on():
     scene = _lone(5, fps=Fraction(30), seconds=3.0)
     frames, left_top = list(scene_frames(scene)), camera_path(scene)
     for event in scene.main.rope.event_frames[1:]:
-        x0, y0, _, y1 = event_box(scene, event)
+        _, y0, _, y1 = event_box(scene, event)
         unit = scene.main.height_px / 8
         before, behind = [], []
         for index, counts in ((event - 2, before), (event + 2, behind)):

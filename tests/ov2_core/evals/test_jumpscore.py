@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from answer_noise import noise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -143,24 +144,11 @@ def test_format_and_parse_are_inverse(times):
     assert parse_times(format_times(times)) == pytest.approx(times)
 
 
-def _malformed(rng: random.Random) -> str:
-    """Fragments that models and their servers have given, shuffled, cut, repeated, and plain noise."""
-    fragments = [
-        "[", "]", "{", "}", ",", '"', "[[", "]]", "```json", "```", "null", "NaN", "-Infinity", "1e999", "1e-5", "0.1.2",
-        "--3", "٣", "½", "\x00", "\ud800", "😀", "</s>", "<|im_end|>", "seconds", "s", "0.5s", "1:30", "00:01:02", "9" * 400,
-        "9" * 5000, "true", "[1,", ",2]", "\n", " ", "[" * 50, "]" * 50, "0x1f", "1_000", "-1", "+2", "1,5", "nan s", "∞",
-    ]  # fmt: skip
-    text = "".join(rng.choice(fragments) for _ in range(rng.randrange(0, 14)))
-    if rng.random() < 0.3:
-        text = "".join(chr(rng.randrange(0, 0x3000)) for _ in range(rng.randrange(0, 60)))
-    return text[: rng.randrange(0, len(text) + 1)] if rng.random() < 0.3 else text
-
-
 def test_three_thousand_malformed_answers_are_read_without_raising_and_score_as_wrong():
     rng = random.Random(7)
     statuses = {"read": 0, "unreadable": 0, "missing": 0}
     for _ in range(3000):
-        text = _malformed(rng)
+        text = noise(rng)
         item = score_answer({}, [1000.25, 2000.5], text)  # times that no fragment can write
         statuses[item.status] += 1
         assert set(item.metrics.values()) == {0.0} or item.metrics["count_exact"] == 1.0
