@@ -75,8 +75,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden, weight = ctx.grad_hidden, ctx.grad_weight
         ctx.grad_hidden = ctx.grad_weight = None
         return (
-            None if hidden is None else hidden * scale.to(hidden.dtype),
-            None if weight is None else weight * scale.to(weight.dtype),
+            None if hidden is None else hidden.mul_(scale.to(hidden.dtype)),  # ours alone: no second copy of [V, E]
+            None if weight is None else weight.mul_(scale.to(weight.dtype)),
             None,
             None,
             None,
