@@ -6,6 +6,7 @@ F frames, O objects (in the record's order), H x W pixels.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -181,14 +182,58 @@ class Scene:
         return bool((np.abs(local[:2]) <= np.asarray(other.box.size_xyz_m)[:2] / 2).all())
 
     @cached_property
-    def standing(self) -> list[int]:
-        """Named static objects with boxes that nothing carries: comparable with one another by no label's leave."""
-        return [
-            t.id
-            for t in self.record.objects
-            if t.box is not None and not t.moving and t.id in self.names and t.id not in self.supports
-        ]
+    def kind_of(self) -> dict[int, str]:
+        """Object id -> "standing", "carried", "container" or "moving", for objects with boxes.
 
+        Things are compared within one of these alone: a mug is smaller than a table and stands on it by name, not by sight.
+        """
+        containers = {carrier for carrier, how in self.supports.values() if how == "inside"}
+        kinds = {}
+        for thing in self.record.objects:
+            if thing.box is None:
+                continue
+            if thing.moving:
+                kinds[thing.id] = "moving"
+            elif thing.id in self.supports:
+                kinds[thing.id] = "carried"
+            else:
+                kinds[thing.id] = "container" if thing.id in containers else "standing"
+        return kinds
+
+    @cached_property
+    def standing(self) -> list[int]:
+        """Named objects of kind standing."""
+        return [number for number, kind in self.kind_of.items() if kind == "standing" and number in self.names]
+
+    @cached_property
+    def seen(self) -> frozenset[int]:
+        """Objects that some frame shows well enough."""
+        well = (self.visible_px_FO >= self.min_visible_px).any(axis=0)
+        return frozenset(thing.id for thing, shown in zip(self.record.objects, well, strict=True) if shown)
+
+    @cached_property
+    def _interiors(self) -> dict[int, dict[int, I32]]:
+        return {}
+
+    def interior(self, frame: int, object_id: int) -> I32:
+        """Flat places of pixels around which 5 x 5 show one object (0: the room) at known depths without a step."""
+        assert self.masks_FHW is not None
+        if frame not in self._interiors:
+            mask = self.masks_FHW[frame]
+            good = _even(mask)
+            if self.depth_FHW is not None:
+                depth = self.depth_FHW[frame]
+                low, high = _window(depth, np.minimum), _window(depth, np.maximum)
+                good &= (low > 0) & (high - low <= 0.03 + 0.03 * high)
+            good[:6], good[-6:], good[:, :6], good[:, -6:] = False, False, False, False
+            places = np.flatnonzero(good)
+            ids = mask.ravel()[places]
+            order = np.argsort(ids, kind="stable")
+            places, ids = places[order].astype(np.int32), ids[order]
+            cuts = np.flatnonzero(np.diff(ids)) + 1
+            parts = np.split(places, cuts)
+            self._interiors[frame] = {int(mask.ravel()[part[0]]): part for part in parts if len(part)}
+        return self._interiors[frame].get(object_id, np.zeros(0, np.int32))
     def project_world(self, frame: int, points_N3: npt.ArrayLike) -> tuple[F64, F64]:
         """(pixels [N, 2], depths [N]) of points of the world; NaN pixels behind the camera."""
         points = transform(self.camera_from_world_F44[frame], points_N3)
@@ -209,6 +254,20 @@ class Scene:
                     for place in track.places
                 ]
         return [None] * self.num_frames
+
+
+def _window(image: npt.NDArray[Any], best: np.ufunc) -> npt.NDArray[Any]:
+    """Least or greatest value of the 5 x 5 pixels around each; the border keeps what it sees."""
+    for axis in (0, 1):
+        padded = np.pad(image, [(2, 2) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        length = image.shape[axis]
+        views = [padded[k : k + length] if axis == 0 else padded[:, k : k + length] for k in range(5)]
+        image = best(best(best(views[0], views[1]), best(views[2], views[3])), views[4])
+    return image
+
+
+def _even(mask: I32) -> npt.NDArray[np.bool_]:
+    return np.asarray(_window(mask, np.minimum) == _window(mask, np.maximum))
 
 
 def checked_scene(scene: Scene) -> Scene:

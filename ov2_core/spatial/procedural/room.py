@@ -27,9 +27,9 @@ COLORS = {
 }  # fmt: skip
 FURNITURE = ("table", "chair", "cabinet", "sofa", "bench", "crate", "barrel", "desk", "stool", "trunk")
 FLAT = frozenset({"table", "cabinet", "bench", "crate", "barrel", "desk", "stool", "trunk"})
-SMALL = ("mug", "book", "vase", "can", "toy", "parcel")
+SMALL = ("mug", "book", "vase", "tin", "toy", "parcel")
 MOVERS = ("robot", "cart", "drum")
-ROUND = frozenset({"barrel", "stool", "mug", "vase", "can", "drum"})
+ROUND = frozenset({"barrel", "stool", "mug", "vase", "tin", "drum"})
 FPS = 2.0
 
 
@@ -143,8 +143,7 @@ def _place(
     rng: np.random.Generator, label: str, size: F64, room: F64, things: list[_Thing]
 ) -> _Thing | None:
     if label in ROUND:
-        size = np.array([size[0], size[0], size[2]]) * [0.8, 0.8, 1.0]
-        size = np.round(size, 2)
+        size[:2] = round(float(np.sqrt(size[0] * size[1])), 2)
     radius = float(np.hypot(size[0], size[1]) / 2)
     for _ in range(60):
         xy = rng.uniform([radius + 0.05] * 2, room[:2] - radius - 0.05)

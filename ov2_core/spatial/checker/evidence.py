@@ -1,0 +1,213 @@
+"""What the checker trusts: pixels, depth, poses, masks; boxes and tracks only as far as points of the surface bear them out.
+
+Enters: a loaded scene. Leaves: points of the world by its own back-projection (homogeneous coordinates and matrix inverses, none of
+geometry.py), corners of boxes by its own construction, and whether a box holds the points of its object. Computed once a scene.
+"""
+
+import re
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from ov2_core.spatial.scene import Scene
+
+F64 = npt.NDArray[np.float64]
+BOX_SLACK_M = 0.04
+BOX_SHARE = 0.9
+"""Of an object's surface points that its box, grown by the slack, must hold."""
+MAX_POINTS = 240
+"""Of an object in a frame."""
+
+
+class UnprovableError(ValueError):
+    """The answer is wrong, or cannot be proven; the message is the reason it is counted under."""
+
+
+class Evidence:
+    """A scene as the checker sees it."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.record = scene.record
+        self._world: dict[int, F64] = {}
+        self._points: dict[tuple[int, int], F64] = {}
+        self._borne_out: dict[int, bool] = {}
+
+    @cached_property
+    def inverse_intrinsics_F33(self) -> F64:
+        matrices = []
+        for frame in self.record.frames:
+            assert frame.intrinsics_px is not None
+            fx, fy, cx, cy = frame.intrinsics_px
+            matrices.append(np.linalg.inv(np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])))
+        return np.stack(matrices)
+
+    @cached_property
+    def pose_F44(self) -> F64:
+        return np.array([frame.world_from_camera for frame in self.record.frames], np.float64)
+
+    def eye(self, frame: int) -> F64:
+        """The camera's place."""
+        return np.asarray(self.pose_F44[frame] @ np.array([0.0, 0.0, 0.0, 1.0]))[:3]
+
+    def axis(self, frame: int, which: int) -> F64:
+        """The camera's x (right), y (down) or z (forward) in the world."""
+        return np.asarray(self.pose_F44[frame, :3, which])
+
+    def world_at(self, frame: int, rows: npt.ArrayLike, columns: npt.ArrayLike) -> F64:
+        """Points [N, 3] of the world behind pixels; NaN where the depth is unknown."""
+        assert self.scene.depth_FHW is not None
+        rows, columns = np.atleast_1d(np.asarray(rows)), np.atleast_1d(np.asarray(columns))
+        depth = self.scene.depth_FHW[frame, rows, columns].astype(np.float64)
+        depth[depth <= 0] = np.nan
+        return self.world_from(frame, columns + 0.5, rows + 0.5, depth)
+
+    def world_from(self, frame: int, x_px: npt.ArrayLike, y_px: npt.ArrayLike, depth_m: npt.ArrayLike) -> F64:
+        """Points [N, 3] of the world at places of the image and depths."""
+        x, y, depth = (np.atleast_1d(np.asarray(v, np.float64)) for v in (x_px, y_px, depth_m))
+        rays = self.inverse_intrinsics_F33[frame] @ np.stack([x, y, np.ones_like(x)])
+        homogeneous = np.concatenate([rays * depth, np.ones((1, len(x)))])
+        return np.asarray((self.pose_F44[frame] @ homogeneous)[:3].T)
+
+    def world(self, frame: int) -> F64:
+        """All points [H x W, 3] of a frame."""
+        if frame not in self._world:
+            height, width = self.record.height_px, self.record.width_px
+            rows, columns = np.divmod(np.arange(height * width), width)
+            self._world[frame] = self.world_at(frame, rows, columns)
+        return self._world[frame]
+
+    def nearest_pixel(self, frame: int, point: F64) -> tuple[int, int, float]:
+        """(row, column) of the pixel whose point lies nearest to a point of the world, and how far it is: a search over all."""
+        offsets = self.world(frame) - point
+        squared = np.einsum("ij,ij->i", offsets, offsets)
+        best = int(np.nanargmin(squared))
+        row, column = divmod(best, self.record.width_px)
+        return row, column, float(np.sqrt(squared[best]))
+
+    @cached_property
+    def _pixels(self) -> list[dict[int, npt.NDArray[np.int64]]]:
+        """Of each frame: object id -> flat places of its mask."""
+        assert self.scene.masks_FHW is not None
+        frames = []
+        for mask in self.scene.masks_FHW:
+            flat = mask.ravel()
+            order = np.argsort(flat, kind="stable")
+            ids, starts = np.unique(flat[order], return_index=True)
+            parts = np.split(order, starts[1:])
+            frames.append({int(number): part for number, part in zip(ids, parts, strict=True) if number})
+        return frames
+
+    def pixels(self, frame: int, object_id: int) -> npt.NDArray[np.int64]:
+        """Flat places of an object's mask."""
+        return self._pixels[frame].get(object_id, np.zeros(0, np.int64))
+
+    def points(self, frame: int, object_id: int) -> F64:
+        """Surface points of an object as one frame sees it: at most MAX_POINTS, evenly drawn."""
+        key = frame, object_id
+        if key not in self._points:
+            places = self.pixels(frame, object_id)
+            places = places[:: max(1, len(places) // MAX_POINTS)]
+            rows, columns = np.divmod(places, self.record.width_px)
+            points = self.world_at(frame, rows, columns)
+            self._points[key] = points[np.isfinite(points[:, 0])]
+        return self._points[key]
+
+    def depths(self, frame: int, object_id: int) -> F64:
+        """Depths of those: their share along the camera's forward axis."""
+        return (self.points(frame, object_id) - self.eye(frame)) @ self.axis(frame, 2)
+
+    def corners(self, object_id: int, *, center: F64 | None = None) -> F64:
+        """Corners [8, 3] of its box; with another centre, of the box moved there."""
+        box = self.scene.objects[object_id].box
+        if box is None:
+            raise UnprovableError("an object has no box")
+        axes = np.array(box.world_from_box)
+        middle = np.array(box.center_xyz_m) if center is None else center
+        return np.array(
+            [
+                middle + sum(sign * size / 2 * axes[:, k] for k, (sign, size) in enumerate(zip(signs, box.size_xyz_m)))
+                for signs in product((-1.0, 1.0), repeat=3)
+            ]
+        )
+
+    def holds(self, corners_83: F64, points_N3: F64, *, slack: float = BOX_SLACK_M) -> npt.NDArray[np.bool_]:
+        """Which points lie in the box of these corners, grown by the slack: by the slabs between opposite faces."""
+        origin = corners_83[0]
+        inside = np.ones(len(points_N3), np.bool_)
+        for k in (4, 2, 1):  # product() counts the last axis fastest
+            edge = corners_83[k] - origin
+            length = np.sqrt(edge @ edge)
+            along = (points_N3 - origin) @ (edge / length)
+            inside &= (along >= -slack) & (along <= length + slack)
+        return inside
+
+    def middle(self, object_id: int) -> F64:
+        """Centre of a box that the object's surface bears out.
+
+        Raises:
+            UnprovableError: it has no box, nobody sees it, or its points lie elsewhere.
+        """
+        if object_id not in self._borne_out:
+            seen = [self.points(frame, object_id) for frame in range(len(self.record.frames))]
+            points = np.concatenate(seen)
+            enough = len(points) >= 12
+            moving = self.scene.objects[object_id].moving
+            corners = self.corners(object_id)
+            self._borne_out[object_id] = (
+                enough and not moving and bool(self.holds(corners, points).mean() >= BOX_SHARE)
+            )
+            self._middles[object_id] = corners.mean(axis=0)
+        if not self._borne_out[object_id]:
+            raise UnprovableError("a box is not borne out by depth")
+        return self._middles[object_id]
+
+    @cached_property
+    def _middles(self) -> dict[int, F64]:
+        return {}
+
+    def middle_at(self, object_id: int, frame: int) -> F64:
+        """Centre of a tracked object's box in one frame, if the points seen there bear it out.
+
+        Raises:
+            UnprovableError: they do not.
+        """
+        for track in self.record.tracks:
+            place = track.places[frame] if track.object_id == object_id else None
+            if place is None or place.center_xyz_m is None:
+                continue
+            corners = self.corners(object_id, center=np.array(place.center_xyz_m))
+            points = self.points(frame, object_id)
+            if len(points) >= 12 and self.holds(corners, points).mean() >= BOX_SHARE:
+                return np.asarray(corners.mean(axis=0))
+        raise UnprovableError("a track is not borne out by depth")
+
+    @cached_property
+    def object_points(self) -> F64:
+        """Surface points [N, 3] of all objects in all frames."""
+        parts = [self.points(f, n) for f in range(len(self.record.frames)) for n in self._pixels[f]]
+        return np.concatenate([np.zeros((0, 3)), *parts])
+
+    @cached_property
+    def footprints(self) -> F64:
+        """Places [N, 2] on the floor covered by the boxes of objects that do not move: a grid over each."""
+        parts = [np.zeros((0, 2))]
+        shares = np.array(list(product(np.linspace(0, 1, 9), repeat=2)))
+        for thing in self.record.objects:
+            if thing.box is not None and not thing.moving:
+                corners = self.corners(thing.id)
+                edges = np.stack([corners[4] - corners[0], corners[2] - corners[0]])
+                parts.append((corners[0] + shares @ edges)[:, :2])
+        return np.concatenate(parts)
+
+    @cached_property
+    def name_pattern(self) -> tuple[re.Pattern[str], dict[str, list[int]]]:
+        """All labels and phrases of the scene, longest first, and the objects that each fits."""
+        fits: dict[str, list[int]] = {}
+        for thing in self.record.objects:
+            for name in {thing.label, thing.phrase} - {None}:
+                fits.setdefault(str(name), []).append(thing.id)
+        names = sorted(fits, key=len, reverse=True)
+        return re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b" if names else r"(?!)"), fits

@@ -1,0 +1,68 @@
+"""21. Whether points of two frames lie on one object: yes or no. The two candidates of the second frame lie close together."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ov2_core.spatial.task import Draft, TaskContext, point_text
+
+NAME = "same_object"
+NEEDS = ("masks",)
+TEMPLATES = (
+    "Do {p} in {f0} and {q} in {f1} lie on the same object? Coordinates count 0-999.",
+    "Is the object at {p} of {f0} the one at {q} of {f1} (0-999)?",
+    "Look at {p} in {f0} and at {q} in {f1}, 0-999: one and the same object?",
+)
+MAX_APART = 80
+
+
+def drafts(context: TaskContext) -> Iterator[Draft]:
+    scene = context.scene
+    width = scene.record.width_px
+    if scene.num_frames < 2:
+        context.drop("one frame")
+        return
+    for _ in context.attempts(6):
+        i, j = context.rng.sample(range(scene.num_frames), 2)
+        both = [n for n in scene.visible_ids(i) if scene.visible(n, j)]
+        visible_j = scene.visible_ids(j)
+        if not both or len(visible_j) < 2:
+            context.drop("no object in both")
+            continue
+        number = context.rng.choice(both)
+        own, start = scene.interior(j, number), scene.interior(i, number)
+        if not len(own) or not len(start):
+            context.drop("no smooth pixel")
+            continue
+        near = MAX_APART * width / 1000
+        pair = None
+        for _ in range(6):
+            yes_place = context.some(own)
+            other = context.rng.choice([n for n in visible_j if n != number])
+            places = scene.interior(j, other)
+            if not len(places):
+                continue
+            rows, columns = np.divmod(places, width)
+            row, column = divmod(yes_place, width)
+            close = np.flatnonzero(np.maximum(abs(rows - row), abs(columns - column)) <= near)
+            if len(close):
+                pair = yes_place, int(places[close[context.rng.randrange(len(close))]])
+                break
+        if pair is None:
+            context.drop("no two neighbours that differ")
+            continue
+        yes = context.rng.random() < 0.5
+        p, q = context.pixel_name(context.some(start)), context.pixel_name(pair[0] if yes else pair[1])
+        frames = (i, j)
+        yield Draft(
+            question=context.say(
+                TEMPLATES,
+                p=point_text(*p),
+                q=point_text(*q),
+                f0=context.frame(frames, 0),
+                f1=context.frame(frames, 1),
+            ),
+            answer="yes" if yes else "no",
+            choices=("yes", "no"),
+            frames=frames,
+        )
