@@ -30,14 +30,14 @@ from pipelines.options import RunOptions
 from pipelines.tokenize_videos import tokenize_videos
 
 BEGIN, END = "<!-- bench learn: begin -->", "<!-- bench learn: end -->"
-RECIPES = {"codec": "codec-8", "evidence": "evidence-8", "frames": "uniform-8"}
-"""Forms of input, at the same number of visual tokens: 8 images of 4."""
+RECIPES = {"codec": "codec", "evidence": "evidence", "frames": "uniform"}
+"""Forms of input. At one budget of images all have the same number of visual tokens, 4 an image."""
 SEQUENCE_LENGTH = 2048
 SETTINGS = (
     "global_batch=5",
-    "visual.learning_rate=3e-3",
-    "connector.learning_rate=3e-3",
-    "language.learning_rate=3e-3",
+    "visual.learning_rate=4e-3",
+    "connector.learning_rate=5e-3",
+    "language.learning_rate=5e-3",
     "warmup_share=0.05",
     "beta2=0.98",
     "epsilon=1e-8",
@@ -54,6 +54,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--input", default="codec,frames", help=f"forms of input: {', '.join(RECIPES)}")
     parser.add_argument("--questions", default=",".join(QUESTIONS), help="what is asked of each clip")
     parser.add_argument("--clips", type=int, default=2000, help="to train on")
+    parser.add_argument("--budget", type=int, default=8, help="canvases or frames of a clip")
     parser.add_argument("--held-out", type=int, default=200, help="to be judged by")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0, help="of clips, weights and order")
@@ -75,6 +76,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             num_clips=args.clips,
             num_held_out=args.held_out,
             num_steps=args.steps,
+            budget=args.budget,
             seed=args.seed,
             settings=args.set,
             workers=args.workers,
@@ -95,6 +97,7 @@ def learn(
     num_clips: int,
     num_held_out: int,
     num_steps: int,
+    budget: int = 8,
     seed: int = 0,
     settings: Sequence[str] = (),
     workers: int = 0,
@@ -114,7 +117,8 @@ def learn(
     found = {}
     for form in forms:
         began = time.perf_counter()
-        runs = {split: tokenized(manifest, RECIPES[form], workers=workers) for split, manifest in manifests.items()}
+        name = f"{RECIPES[form]}-{budget}"
+        runs = {split: tokenized(manifest, name, workers=workers) for split, manifest in manifests.items()}
         stage = runs["train"].parent / f"{runs['train'].name}-stage"
         build_stage(stage, [runs["train"]])
         prepared = time.perf_counter()
@@ -122,13 +126,13 @@ def learn(
         shutil.rmtree(checkpoint, ignore_errors=True)
         losses = train_tiny(stage, checkpoint, num_steps=num_steps, seed=seed, settings=settings)
         trained = time.perf_counter()
-        answers = judge(checkpoint, runs["held_out"], seed=seed)
+        answers = judge(checkpoint, runs["held_out"])
         found[form] = {
-            "recipe": RECIPES[form],
-            "accuracy": {name: accuracy(answers[name], name) for name in questions},
+            "recipe": name,
+            "accuracy": {question: accuracy(answers[question], question) for question in questions},
             "accuracy_on_training_clips": {
-                name: sum(given) / len(given)
-                for name, given in sorted(judge(checkpoint, runs["train"], seed=seed, limit=num_held_out).items())
+                question: accuracy(given, question)
+                for question, given in judge(checkpoint, runs["train"], limit=num_held_out).items()
             },
             "first_loss": losses[0],
             "last_loss": losses[-1],
@@ -206,7 +210,7 @@ def train_tiny(
     return [line["loss"] for line in read_lines(checkpoint / METRICS)]
 
 
-def judge(checkpoint: Path, run: Path, *, seed: int = 0, limit: int | None = None) -> dict[str, list[bool]]:
+def judge(checkpoint: Path, run: Path, *, limit: int | None = None) -> dict[str, list[bool]]:
     """For each question, whether the trained model answers it right, clip by clip of a token run (the first `limit`)."""
     from ov2_core.model.answers import greedy_answers
 
@@ -277,19 +281,15 @@ def write_section(text: str, path: Path) -> None:
 
 
 def trained_model(checkpoint: Path) -> tuple[Any, Any]:
-    """Model and processor of a run's last checkpoint."""
-    from ov2_core.model.create import open_model, open_processor
-    from ov2_core.train.checkpoint import find_checkpoint
-    from ov2_core.train.checkpoint_reader import fill
+    """Model and processor of a run's last checkpoint, by way of its export in float32."""
+    from ov2_core.generate import DTYPES, load
+    from ov2_core.train.export import export_checkpoint
 
-    processor = open_processor("tiny")
-    model = open_model("tiny", processor)
-    fill(
-        {f"weights.{name}": tensor for name, tensor in model.state_dict().items()},
-        find_checkpoint(checkpoint).path,
-        alone=True,
-    )
-    return model, processor
+    folder = checkpoint / "export"
+    if not folder.exists():
+        export_checkpoint(checkpoint, folder, dtype=DTYPES["float32"])
+    chat = load(folder, device="cpu")
+    return chat.model, chat.processor
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from jobs import doctor as doctor_checks
 from jobs.curriculum_commands import add_curriculum_commands
 from jobs.encode_command import add_encode_command
 from jobs.eval_commands import add_eval_commands
-from jobs.model_commands import add_model_commands
+from jobs.model_commands import add_model_commands, need_torch
 from jobs.summary import plan_text, tokenize_text, verify_text
 from jobs.train_command import add_train_commands
 from ov2_core.config import RunConfig, with_overrides
@@ -273,6 +273,18 @@ def bench_train(context: typer.Context) -> None:
     """Tokens a second, MFU, memory and waits of training, against transformers' Trainer. --help tells its options."""
     with _errors():
         from jobs.bench_train import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
+@bench_app.command(
+    "learn", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_learn(context: typer.Context) -> None:
+    """Trains `tiny` on generated clips, each form of input apart, and judges it on held-out ones. --help tells its options."""
+    with _errors():
+        need_torch()
+        from jobs.bench_learn import main as bench_main
 
         raise typer.Exit(bench_main(list(context.args)) or 0)
 

@@ -4,8 +4,7 @@ Enters: a seed and a split. Leaves: video files, and a manifest whose rows carry
 crosses a grey texture among one to four white dots, and once the whole picture flashes:
 
     Colour of the square?   red, green, blue, yellow        any frame tells
-    Direction?              left, right, up, down           no single frame tells: the square starts anywhere, leaves on one side
-                                                            and comes back on the other
+    Direction?              left, right, up, down           where the square starts and ends; no middle frame tells
     Number of dots?         1, 2, 3, 4
     Flash?                  early, middle, late             third of the clip
 
@@ -44,7 +43,7 @@ QUESTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Name to its text and answers; chance is one in so many."""
 
 _SIZES_PX: dict[Split, tuple[int, ...]] = {"train": (16, 18, 20), "held_out": (17, 19)}
-_SPEEDS_PX: dict[Split, tuple[float, ...]] = {"train": (3.4, 4.0, 4.6), "held_out": (3.7, 4.3)}
+_SPEEDS_PX: dict[Split, tuple[float, ...]] = {"train": (1.3, 1.4, 1.5), "held_out": (1.35, 1.45)}
 _FLASH_PARITY: dict[Split, int] = {"train": 0, "held_out": 1}
 
 
@@ -60,7 +59,7 @@ class Scene:
     speed_px: float
     """A frame."""
     start_xy_px: tuple[float, float]
-    """Upper left corner of the square in the first frame; the plane is a torus."""
+    """Upper left corner of the square in the first frame."""
     flash_frame: int
     """First frame that flashes."""
     dots_xy_px: tuple[tuple[int, int], ...]
@@ -80,14 +79,20 @@ def draw_scene(seed: int, split: Split) -> Scene:
         row, column = divmod(int(cell), SIDE_PX // CELL_PX)
         x, y = rng.integers(1, CELL_PX - DOT_PX, 2)
         dots.append((column * CELL_PX + int(x), row * CELL_PX + int(y)))
-    x, y = rng.uniform(0, SIDE_PX, 2)
+    size_px, speed_px = int(rng.choice(_SIZES_PX[split])), float(rng.choice(_SPEEDS_PX[split]))
+    room_px, travel_px = SIDE_PX - size_px, speed_px * (NUM_FRAMES - 1)
+    step_x, step_y = DIRECTIONS[answers["direction"]]
+    start = [room_px * float(rng.random()) for _ in range(2)]
+    along = 0 if step_x else 1
+    spare_px = (room_px - travel_px) * float(rng.random())
+    start[along] = spare_px if step_x + step_y > 0 else room_px - spare_px
     return Scene(
         seed=seed,
         split=split,
         answers=answers,
-        size_px=int(rng.choice(_SIZES_PX[split])),
-        speed_px=float(rng.choice(_SPEEDS_PX[split])),
-        start_xy_px=(float(x), float(y)),
+        size_px=size_px,
+        speed_px=speed_px,
+        start_xy_px=(start[0], start[1]),
         flash_frame=int(rng.choice(starts)),
         dots_xy_px=tuple(dots),
     )
@@ -99,12 +104,11 @@ def scene_frames(scene: Scene) -> Iterator[RGB]:
     coarse = rng.integers(70, 110, (SIDE_PX // 4, SIDE_PX // 4, 1), dtype=np.uint8)
     background = np.broadcast_to(coarse.repeat(4, axis=0).repeat(4, axis=1), (SIDE_PX, SIDE_PX, 3))
     step_x, step_y = DIRECTIONS[scene.answers["direction"]]
-    along = np.arange(scene.size_px)
     for index in range(NUM_FRAMES):
         frame = background.copy()
         x = round(scene.start_xy_px[0] + index * scene.speed_px * step_x)
         y = round(scene.start_xy_px[1] + index * scene.speed_px * step_y)
-        frame[np.ix_((y + along) % SIDE_PX, (x + along) % SIDE_PX)] = COLOURS[scene.answers["colour"]]
+        frame[y : y + scene.size_px, x : x + scene.size_px] = COLOURS[scene.answers["colour"]]
         for left, top in scene.dots_xy_px:
             _dot(frame[top : top + DOT_PX, left : left + DOT_PX])
         if scene.flash_frame <= index < scene.flash_frame + FLASH_FRAMES:

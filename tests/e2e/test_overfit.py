@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 from jobs.bench_learn import build_stage, tokenized, train_tiny, trained_model
 from ov2_core.evals.clips import write_clip
 from ov2_core.evals.moving_shapes import draw_scene, scene_frames
+from ov2_core.generate import load
 from ov2_core.model.answers import greedy_answers
 from ov2_core.storage.reader import ShardReader
 from schemas.records import RecordOrigin, TrainingRecord
@@ -75,6 +76,10 @@ def overfit(folder: Path, *, number: int, num_steps: int, settings: list[str]) -
         with ShardReader(run) as samples:
             given = greedy_answers(model, processor, [processor.encode(sample) for sample in samples])
         assert given == [[True]] * (number // 4)
+    chat = load(folder / "trained/export")
+    for row in (folder / "stills/manifest.jsonl").read_text().splitlines()[:2]:
+        still = json.loads(row)
+        assert chat.ask("Code?", image=folder / "stills" / still["image"]) == still["messages"][1]["content"]
 
 
 def test_tiny_overfits_16_samples_of_every_kind_of_input(tmp_path: Path) -> None:
