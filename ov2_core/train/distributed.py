@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from ov2_core.train.rendezvous import generation_store
 from ov2_core.train.run_lock import end_with_parent
 
 TIMEOUT = timedelta(minutes=30)
@@ -113,7 +114,10 @@ def joined(device: str | None = None) -> Iterator[World]:
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
-    if "WORLD_SIZE" in os.environ:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=generation_store(TIMEOUT), rank=rank, world_size=size, timeout=TIMEOUT)
+    elif "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=TIMEOUT)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
@@ -121,3 +125,8 @@ def joined(device: str | None = None) -> Iterator[World]:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=where)
     finally:
         dist.destroy_process_group()
+
+
+def restarted(world: World) -> bool:
+    """True where torchrun has restarted a rank of this world; each node counts for itself."""
+    return any(world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))

@@ -10,7 +10,17 @@ from ov2_core.train.metrics import METRICS
 
 RUN_JSON = "run.json"
 MAY_CHANGE = frozenset(
-    {"max_steps", "schedule_steps", "world_size", "created_unix_seconds", "stage", "init", "tokenizer", "moved"}
+    {
+        "max_steps",
+        "schedule_steps",
+        "world_size",
+        "created_unix_seconds",
+        "stage",
+        "init",
+        "tokenizer",
+        "moved",
+        "launch",
+    }
 )
 """Fields that a resume may change (folders may lie elsewhere: digests say what they hold); of `config` see MAY_CHANGE_CONFIG."""
 MAY_CHANGE_CONFIG = frozenset(
@@ -39,7 +49,8 @@ def claim(run: Path, fields: Mapping[str, Any], *, resume: bool) -> None:
     path = run / RUN_JSON
     if path.exists() and (run / METRICS).exists():
         there = read_run(run)
-        check_new(run, resume=resume)
+        same_launch = fields.get("launch") not in (None, "none") and fields.get("launch") == there.get("launch")
+        check_new(run, resume=resume or same_launch)  # torchrun replaces a node and begins its ranks anew
         differences = list(_differences(there, fields))
         if differences:
             raise ValueError(

@@ -38,7 +38,7 @@ from ov2_core.model.processor import LlavaOnevision2Processor
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.train.checkpoint import Checkpointer, find_checkpoints
 from ov2_core.train.config import TrainConfig
-from ov2_core.train.distributed import World, joined
+from ov2_core.train.distributed import World, joined, restarted
 from ov2_core.train.export import write_model_files
 from ov2_core.train.feed import StepBatches, StepFeed
 from ov2_core.train.flops import micro_batch_flops
@@ -132,7 +132,7 @@ class _Run:
         whole = config.epochs * self.steps_per_epoch
         self.num_steps = options.max_steps or whole
         self.schedule_steps = config.schedule_steps or max(whole, self.num_steps)
-        resume = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        resume = restarted(world) or options.resume
         world.on_first(lambda: held.enter_context(locked(self.folder)))
         world.on_first(lambda: claim(self.folder, self._identity(), resume=resume))
         self.model = open_model(options.init, self.processor, seed=options.seed)
@@ -347,6 +347,7 @@ class _Run:
             "max_steps": self.options.max_steps,
             "schedule_steps": self.schedule_steps,
             "world_size": self.world.size,
+            "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
             "created_unix_seconds": round(time.time(), 3),
         }
 
