@@ -3,8 +3,6 @@
 Plain numpy on float64; a trailing 2 or 3 of a shape is a vector. The checker does not use this file: it has paths of its own.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -14,7 +12,7 @@ DIRECTIONS_8 = ("front", "front-left", "left", "back-left", "back", "back-right"
 """Sectors of 45 degrees, counterclockwise seen from above, the first centred on straight ahead."""
 
 
-def look_at(eye_m: Sequence[float], target_m: Sequence[float]) -> Array:
+def look_at(eye_m: npt.ArrayLike, target_m: npt.ArrayLike) -> Array:
     """world_from_camera [4, 4] of a level camera at `eye_m` that looks at `target_m`.
 
     Raises:
@@ -63,7 +61,8 @@ def unproject(intrinsics_px: npt.ArrayLike, xy_px: npt.ArrayLike, depth_m: npt.A
 def box_corners(center_m: npt.ArrayLike, size_m: npt.ArrayLike, world_from_box: npt.ArrayLike) -> Array:
     """Corners [8, 3] in the world; corner k has bit 0, 1, 2 of k set where it lies on the + side of x, y, z."""
     bits = np.array([[k & 1, k >> 1 & 1, k >> 2 & 1] for k in range(8)], np.float64) - 0.5
-    return (bits * np.asarray(size_m)) @ np.asarray(world_from_box).T + np.asarray(center_m)
+    corners = (bits * np.asarray(size_m)) @ np.asarray(world_from_box).T + np.asarray(center_m)
+    return np.asarray(corners, np.float64)
 
 
 def yaw_matrix(yaw_radians: float) -> Array:

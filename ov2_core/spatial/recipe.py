@@ -15,7 +15,7 @@ class SpatialRecipe:
     name: str = "spatial-4m"
     version: int = 1
     seed: int = 0
-    questions_per_type: int = 14
+    questions_per_type: int = 20
     """Of a scene, at most."""
     quotas: dict[str, int] = field(default_factory=dict)
     """Types that differ from that."""

@@ -6,6 +6,7 @@ F frames, O objects (in the record's order), H x W pixels.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,10 +110,16 @@ class Scene:
 
     def visible(self, object_id: int, frame: int) -> bool:
         """It shows enough pixels to be asked about."""
-        return bool(self.visible_px_FO[frame, self.column[object_id]] >= self.min_visible_px)
+        return object_id in self._visible[frame]
+
+    @cached_property
+    def _visible(self) -> list[list[int]]:
+        well = self.visible_px_FO >= self.min_visible_px
+        return [[thing.id for i, thing in enumerate(self.record.objects) if row[i]] for row in well.tolist()]
 
     def visible_ids(self, frame: int) -> list[int]:
-        return [thing.id for thing in self.record.objects if self.visible(thing.id, frame)]
+        """Objects that a frame shows well enough, in the record's order."""
+        return self._visible[frame]
 
     @cached_property
     def mask_stats(self) -> dict[tuple[int, int], tuple[tuple[int, int, int, int], float, F32]]:
@@ -208,14 +215,13 @@ class Scene:
     @cached_property
     def seen(self) -> frozenset[int]:
         """Objects that some frame shows well enough."""
-        well = (self.visible_px_FO >= self.min_visible_px).any(axis=0)
-        return frozenset(thing.id for thing, shown in zip(self.record.objects, well, strict=True) if shown)
+        return frozenset(number for frame in range(self.num_frames) for number in self.visible_ids(frame))
 
     @cached_property
-    def _interiors(self) -> dict[int, dict[int, I32]]:
+    def _interiors(self) -> dict[int, dict[int, npt.NDArray[np.int64]]]:
         return {}
 
-    def interior(self, frame: int, object_id: int) -> I32:
+    def interior(self, frame: int, object_id: int) -> npt.NDArray[np.int64]:
         """Flat places of pixels around which 5 x 5 show one object (0: the room) at known depths without a step."""
         assert self.masks_FHW is not None
         if frame not in self._interiors:
@@ -229,11 +235,12 @@ class Scene:
             places = np.flatnonzero(good)
             ids = mask.ravel()[places]
             order = np.argsort(ids, kind="stable")
-            places, ids = places[order].astype(np.int32), ids[order]
+            places, ids = places[order].astype(np.int64), ids[order]
             cuts = np.flatnonzero(np.diff(ids)) + 1
             parts = np.split(places, cuts)
             self._interiors[frame] = {int(mask.ravel()[part[0]]): part for part in parts if len(part)}
-        return self._interiors[frame].get(object_id, np.zeros(0, np.int32))
+        return self._interiors[frame].get(object_id, np.zeros(0, np.int64))
+
     def project_world(self, frame: int, points_N3: npt.ArrayLike) -> tuple[F64, F64]:
         """(pixels [N, 2], depths [N]) of points of the world; NaN pixels behind the camera."""
         points = transform(self.camera_from_world_F44[frame], points_N3)
@@ -280,7 +287,7 @@ def checked_scene(scene: Scene) -> Scene:
     frames, ids = record.frames, [thing.id for thing in record.objects]
     if len(set(ids)) != len(ids):
         raise _bad("malformed_scene", scene.id, f"object ids are repeated: {sorted(ids)}")
-    if any(b.time_seconds <= a.time_seconds for a, b in zip(frames, frames[1:], strict=False)):
+    if any(b.time_seconds <= a.time_seconds for a, b in pairwise(frames)):
         raise _bad("malformed_scene", scene.id, "time_seconds must ascend over the frames")
     shape = (len(frames), record.height_px, record.width_px)
     for name, array in (("depth", scene.depth_FHW), ("masks", scene.masks_FHW)):
@@ -288,7 +295,9 @@ def checked_scene(scene: Scene) -> Scene:
             raise _bad("malformed_scene", scene.id, f"{name} are {list(array.shape)}, the record says {list(shape)}")
     for track in record.tracks:
         if len(track.places) != len(frames) or track.object_id not in ids:
-            raise _bad("malformed_scene", scene.id, f"track {track.object_id}: needs {len(frames)} places and an object")
+            raise _bad(
+                "malformed_scene", scene.id, f"track {track.object_id}: needs {len(frames)} places and an object"
+            )
     if record.kind == "tracks" and not record.tracks:
         raise _bad("malformed_scene", scene.id, "a scene of kind tracks has no tracks")
     if record.kind != "tracks" and scene.masks_FHW is None:
@@ -338,7 +347,11 @@ def _check_geometry(scene: Scene) -> None:
     for thing in scene.record.objects:
         if thing.box is None:
             continue
-        numbers = [*thing.box.center_xyz_m, *thing.box.size_xyz_m, *(x for row in thing.box.world_from_box for x in row)]
+        numbers = [
+            *thing.box.center_xyz_m,
+            *thing.box.size_xyz_m,
+            *(x for row in thing.box.world_from_box for x in row),
+        ]
         if not np.isfinite(numbers).all() or min(thing.box.size_xyz_m) <= 0:
             raise _bad("bad_boxes", scene.id, f"object {thing.id}: its box is not finite, or an edge is not > 0")
         if not _is_rotation(np.array(thing.box.world_from_box)):

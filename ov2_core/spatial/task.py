@@ -1,7 +1,7 @@
 """What a task type is, and what it may draw on.
 
-A task type is a module with NAME, NEEDS, TEMPLATES and `drafts(context)`. It yields drafts; it may yield too many, or wrong ones: the
-checker proves each, and the caller stops at the quota.
+A task type is a module with NAME, NEEDS, TEMPLATES and `drafts(context)`. It yields drafts; it may yield too many, or wrong ones:
+the checker proves each, and the caller stops at the quota.
 
 Blindness by exchange. A choice question is made of a set of candidates whose values differ by a margin; the choices are their
 values and one candidate is asked about at random. So each choice is as likely as any other, whatever the values' distribution,
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ov2_core.spatial.geometry import from_thousand, to_thousand
 from ov2_core.spatial.scene import Scene
@@ -156,7 +157,7 @@ class TaskContext:
         """(row, column) that x and y 0-999 name."""
         return pixel_of(self.scene, x, y)
 
-    def some(self, places: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> int:
+    def some(self, places: npt.NDArray[np.int64]) -> int:
         """One of them."""
         return int(places[self.rng.randrange(len(places))])
 

@@ -4,7 +4,7 @@ Enters: a scene's Evidence and a SpatialQuestion. Leaves: nothing, or Unprovable
 the task types: points come from back-projection and searches over all pixels, boxes from corners that surface points bear out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ov2_core.spatial.checker import measures, relations
 from ov2_core.spatial.checker.evidence import Evidence, UnprovableError
@@ -24,35 +24,31 @@ def _object_motion(asked: Asked) -> Value:
     return float((offset @ offset) ** 0.5), measures.HALF_STEP_M + measures.NOISE_M
 
 
-NUMBERS: dict[str, Callable[[Asked], Value]] = {
-    check.__name__: check
-    for check in (
-        measures.depth_point,
-        measures.depth_object,
-        measures.distance_objects,
-        measures.distance_camera,
-        measures.size_object,
-        measures.count_objects,
-        measures.room_size,
-        measures.track_count,
-        measures.track_time,
-    )
-} | {"object_motion": _object_motion}
-WORDS: dict[str, Callable[[Asked], str]] = {
-    check.__name__: check
-    for check in (
-        relations.order_depth,
-        relations.nearest_object,
-        relations.compare_volumes,
-        relations.relation_camera,
-        relations.direction_standpoint,
-        relations.imagined_viewpoint,
-        relations.birds_eye,
-        relations.support_containment,
-        relations.camera_motion,
-        relations.order_appearance,
-    )
-} | {"object_motion": relations.object_motion_word}
+NUMBERS: Mapping[str, Callable[[Asked], Value]] = {
+    "depth_point": measures.depth_point,
+    "depth_object": measures.depth_object,
+    "distance_objects": measures.distance_objects,
+    "distance_camera": measures.distance_camera,
+    "size_object": measures.size_object,
+    "count_objects": measures.count_objects,
+    "room_size": measures.room_size,
+    "track_count": measures.track_count,
+    "track_time": measures.track_time,
+    "object_motion": _object_motion,
+}
+WORDS: Mapping[str, Callable[[Asked], str]] = {
+    "order_depth": relations.order_depth,
+    "nearest_object": relations.nearest_object,
+    "compare_volumes": relations.compare_volumes,
+    "relation_camera": relations.relation_camera,
+    "direction_standpoint": relations.direction_standpoint,
+    "imagined_viewpoint": relations.imagined_viewpoint,
+    "birds_eye": relations.birds_eye,
+    "support_containment": relations.support_containment,
+    "camera_motion": relations.camera_motion,
+    "order_appearance": relations.order_appearance,
+    "object_motion": relations.object_motion_word,
+}
 
 
 def prove(evidence: Evidence, question: SpatialQuestion) -> None:

@@ -17,6 +17,7 @@ F64 = npt.NDArray[np.float64]
 BOX_SLACK_M = 0.04
 BOX_SHARE = 0.9
 """Of an object's surface points that its box, grown by the slack, must hold."""
+_SIGNS = np.array(list(product((-1.0, 1.0), repeat=3)))
 MAX_POINTS = 240
 """Of an object in a frame."""
 
@@ -72,17 +73,30 @@ class Evidence:
         return np.asarray((self.pose_F44[frame] @ homogeneous)[:3].T)
 
     def world(self, frame: int) -> F64:
-        """All points [H x W, 3] of a frame."""
+        """All points of a frame, [3, H x W]; NaN where the depth is unknown."""
         if frame not in self._world:
-            height, width = self.record.height_px, self.record.width_px
-            rows, columns = np.divmod(np.arange(height * width), width)
-            self._world[frame] = self.world_at(frame, rows, columns)
+            assert self.scene.depth_FHW is not None
+            depth = np.where(self.scene.depth_FHW[frame] > 0, self.scene.depth_FHW[frame], np.nan)
+            height, width = depth.shape
+            ray = self.pose_F44[frame, :3, :3] @ self.inverse_intrinsics_F33[frame]
+            across, down = np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None]
+            eye = self.eye(frame)
+            planes = [eye[k] + depth * (ray[k, 0] * across + (ray[k, 1] * down + ray[k, 2])) for k in range(3)]
+            self._world[frame] = np.stack([plane.ravel() for plane in planes])
         return self._world[frame]
+
+    @cached_property
+    def cloud(self) -> F64:
+        """Points [N, 3] of all frames, every seventeenth pixel, without those of unknown depth."""
+        num = self.record.width_px * self.record.height_px
+        rows, columns = np.divmod(np.arange(0, num, 17), self.record.width_px)
+        points = np.concatenate([self.world_at(frame, rows, columns) for frame in range(len(self.record.frames))])
+        return np.asarray(points[np.isfinite(points[:, 0])])
 
     def nearest_pixel(self, frame: int, point: F64) -> tuple[int, int, float]:
         """(row, column) of the pixel whose point lies nearest to a point of the world, and how far it is: a search over all."""
-        offsets = self.world(frame) - point
-        squared = np.einsum("ij,ij->i", offsets, offsets)
+        x, y, z = self.world(frame)
+        squared = (x - point[0]) ** 2 + (y - point[1]) ** 2 + (z - point[2]) ** 2
         best = int(np.nanargmin(squared))
         row, column = divmod(best, self.record.width_px)
         return row, column, float(np.sqrt(squared[best]))
@@ -126,12 +140,8 @@ class Evidence:
             raise UnprovableError("an object has no box")
         axes = np.array(box.world_from_box)
         middle = np.array(box.center_xyz_m) if center is None else center
-        return np.array(
-            [
-                middle + sum(sign * size / 2 * axes[:, k] for k, (sign, size) in enumerate(zip(signs, box.size_xyz_m)))
-                for signs in product((-1.0, 1.0), repeat=3)
-            ]
-        )
+        half_edges = axes * (np.array(box.size_xyz_m) / 2)  # column k: half of edge k
+        return np.asarray(middle + _SIGNS @ half_edges.T)
 
     def holds(self, corners_83: F64, points_N3: F64, *, slack: float = BOX_SLACK_M) -> npt.NDArray[np.bool_]:
         """Which points lie in the box of these corners, grown by the slack: by the slabs between opposite faces."""
@@ -156,9 +166,7 @@ class Evidence:
             enough = len(points) >= 12
             moving = self.scene.objects[object_id].moving
             corners = self.corners(object_id)
-            self._borne_out[object_id] = (
-                enough and not moving and bool(self.holds(corners, points).mean() >= BOX_SHARE)
-            )
+            self._borne_out[object_id] = enough and not moving and bool(self.holds(corners, points).mean() >= BOX_SHARE)
             self._middles[object_id] = corners.mean(axis=0)
         if not self._borne_out[object_id]:
             raise UnprovableError("a box is not borne out by depth")

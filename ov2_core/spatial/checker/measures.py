@@ -109,8 +109,7 @@ def room_size(asked: Asked) -> Value:
     evidence = asked.evidence
     room = evidence.record.room
     assert room is not None
-    points = np.concatenate([evidence.world(frame)[::7] for frame in asked.frames])
-    points = points[np.isfinite(points[:, 0])]
+    points = evidence.cloud
     outline = np.array(room.floor_polygon_xy_m)
     measure = asked.has("floor area", "longer wall", "shorter wall", "height")
     if measure == "height":
@@ -126,7 +125,7 @@ def room_size(asked: Asked) -> Value:
         off = (points[:, :2] - a) @ normal
         if min((off < -0.05).mean(), (off > 0.05).mean()) > 0.002:
             raise UnprovableError("points lie beyond a wall")
-        seen += int((np.abs(off) < 0.03).sum() >= 40)
+        seen += int((np.abs(off) < 0.03).sum() >= 20)
     if seen < len(outline) - 1:
         raise UnprovableError("walls are not seen")
     if measure == "floor area":

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
 from ov2_core.data.tracking import parse_tracks
-from ov2_core.spatial.checker.evidence import Evidence, F64, UnprovableError
+from ov2_core.spatial.checker.evidence import F64, Evidence, UnprovableError
 from ov2_core.spatial.checker.measures import in_sight, window
 from ov2_core.spatial.checker.parse import Asked
 from ov2_core.spatial.formats import parse_box, parse_points, parse_trace
@@ -60,11 +61,11 @@ def _object_at(asked: Asked, frame: int, x: int, y: int) -> int:
     if len(around) != 1:
         raise UnprovableError("a point lies on an edge")
     number = int(around[0])
-    if number and evidence.scene.has_geometry and not evidence.scene.objects[number].moving:
-        if evidence.scene.objects[number].box is not None:
-            point = evidence.world_at(frame, [row], [column])
-            if not evidence.holds(evidence.corners(number), point)[0]:
-                raise UnprovableError("a point lies outside its object's box")
+    thing = evidence.scene.objects.get(number)
+    if thing is not None and thing.box is not None and evidence.scene.has_geometry and not thing.moving:
+        point = evidence.world_at(frame, [row], [column])
+        if not evidence.holds(evidence.corners(number), point)[0]:
+            raise UnprovableError("a point lies outside its object's box")
     return number
 
 
@@ -249,7 +250,7 @@ def _keeps_clear(asked: Asked, world_N3: F64) -> None:
     if np.abs(world_N3[:, 2] - room.floor_z_m).max() > 0.05:
         raise UnprovableError("a waypoint is not on the floor")
     shares = np.linspace(0, 1, 9)[:, None]
-    dense = np.concatenate([p + shares * (q - p) for p, q in zip(world_N3[:-1], world_N3[1:], strict=True)])[:, :2]
+    dense = np.concatenate([p + shares * (q - p) for p, q in pairwise(world_N3)])[:, :2]
     _check_clear(evidence, dense, float(found[1]))
     outline = np.array(room.floor_polygon_xy_m)
     if (dense < outline.min(axis=0)).any() or (dense > outline.max(axis=0)).any():
@@ -262,7 +263,7 @@ def _keeps_clear(asked: Asked, world_N3: F64) -> None:
 
 
 def track_object(asked: Asked) -> None:
-    """Each point on the object's mask at its time, and one at each time at which it is in sight. Without masks: against the track."""
+    """Each point on the object's mask at its time, one at each time at which it is in sight; without masks, against the track."""
     evidence = asked.evidence
     (thing,) = asked.things
     record = evidence.record

@@ -1,8 +1,10 @@
 """Proofs of words: which object, which side, which way, yes or no. Each returns the right answer's text."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from ov2_core.spatial.checker.evidence import Evidence, F64, UnprovableError
+from ov2_core.spatial.checker.evidence import F64, Evidence, UnprovableError
 from ov2_core.spatial.checker.measures import volume
 from ov2_core.spatial.checker.parse import Asked
 
@@ -148,7 +150,7 @@ def support_containment(asked: Asked) -> str:
 def _grid(corners_83: F64, heights: tuple[float, ...]) -> F64:
     edges = np.stack([corners_83[k] - corners_83[0] for k in (4, 2, 1)])
     shares = np.array([(u, v, h) for u in (0.1, 0.5, 0.9) for v in (0.1, 0.5, 0.9) for h in heights])
-    return corners_83[0] + shares @ edges
+    return np.asarray(corners_83[0] + shares @ edges)
 
 
 def _is_on(evidence: Evidence, x: int, y: int) -> bool:
@@ -175,7 +177,8 @@ def camera_motion(asked: Asked) -> str:
     """The rigid motion that best maps points as one camera has them to the same points as the other has them (Kabsch)."""
     evidence = asked.evidence
     i, j = asked.named_frames[:2]
-    points = evidence.world(i)[:: max(1, len(evidence.world(i)) // 97)]
+    places = np.linspace(0, evidence.record.width_px * evidence.record.height_px - 1, 97).astype(np.int64)
+    points = evidence.world_at(i, *np.divmod(places, evidence.record.width_px))
     points = points[np.isfinite(points[:, 0])]
     if len(points) < 10:
         raise UnprovableError("too few points")
@@ -202,15 +205,15 @@ def object_motion_word(asked: Asked) -> str:
     start, end = (np.median(evidence.points(frame, thing), axis=0) for frame in (i, j))
     boxes = evidence.middle_at(thing, i), evidence.middle_at(thing, j)
     if set(asked.choices or []) == {"left", "right"}:
-        move, exact = ((b - a) @ evidence.axis(i, 0) for a, b in ((start, end), boxes))
+        move, exact = (float((b - a) @ evidence.axis(i, 0)) for a, b in ((start, end), boxes))
         words = "right", "left"
     else:
         eye = evidence.eye(i)
-        move, exact = (np.linalg.norm(b - eye) - np.linalg.norm(a - eye) for a, b in ((start, end), boxes))
+        move, exact = (float(np.linalg.norm(b - eye) - np.linalg.norm(a - eye)) for a, b in ((start, end), boxes))
         words = "away", "towards"
     if move * exact <= 0:
         raise UnprovableError("surface and box move apart")
-    return _sign(float(exact), 0.25, *words)
+    return _sign(exact, 0.25, *words)
 
 
 def order_appearance(asked: Asked) -> str:
@@ -248,9 +251,8 @@ def _local(origin: F64, heading: F64, point: F64) -> tuple[float, float]:
     return float(offset @ unit), float(unit[0] * offset[1] - unit[1] * offset[0])
 
 
-def _steady(name: "object", origin: F64, point: F64) -> str:
+def _steady(name: Callable[[F64], str], origin: F64, point: F64) -> str:
     """The name, if a turn of 6 degrees about the origin does not change it."""
-    assert callable(name)
     words = set()
     for degrees in (-6.0, 0.0, 6.0):
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))

@@ -104,9 +104,9 @@ def render(
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw_solid(
+def _draw_solid(  # type: ignore[no-untyped-def]
     fx, fy, cx, cy, rotation, eye, kind, center, half, yaw, color, texture, number, depth, mask, bright, tint
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):
     height, width = depth.shape
     cos, sin = np.cos(yaw), np.sin(yaw)
     u0, u1, v0, v1 = width, 0, height, 0

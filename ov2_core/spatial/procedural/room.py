@@ -5,6 +5,7 @@ size from one range, all small things from another, so what is asked cannot be a
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -51,9 +52,7 @@ class _Thing:
         return float(np.hypot(self.size[0], self.size[1]) / 2)
 
 
-def make_scene(
-    seed: int, number: int = 0, *, num_frames: int = 8, width_px: int = 320, height_px: int = 240
-) -> Scene:
+def make_scene(seed: int, number: int = 0, *, num_frames: int = 8, width_px: int = 320, height_px: int = 240) -> Scene:
     """Scene `number` of a seed; the same arguments give the same scene."""
     rng = np.random.default_rng([seed, number])
     for _ in range(50):
@@ -86,11 +85,7 @@ def make_scene(
             for i, pose in enumerate(poses)
         ],
         objects=[_object(i, thing) for i, thing in enumerate(things, start=1)],
-        tracks=[
-            _track(i, thing, masks)
-            for i, thing in enumerate(things, start=1)
-            if thing.path is not None
-        ],
+        tracks=[_track(i, thing, masks) for i, thing in enumerate(things, start=1) if thing.path is not None],
         room=SceneRoom(
             floor_polygon_xy_m=[[0.0, 0.0], [room[0], 0.0], [room[0], room[1]], [0.0, room[1]]],
             floor_z_m=0.0,
@@ -117,7 +112,7 @@ def _furnish(rng: np.random.Generator, room: F64, num_frames: int) -> list[_Thin
         return None
     standing = list(things)
     order = [standing[i] for i in rng.permutation(len(standing))]
-    small = list(rng.permutation(SMALL)) + [str(rng.choice(SMALL))]
+    small = [*rng.permutation(SMALL), str(rng.choice(SMALL))]
     for carrier in order:
         if not small:
             break
@@ -139,9 +134,7 @@ def _color(rng: np.random.Generator, label: str, things: list[_Thing]) -> str:
     return str(rng.choice([name for name in COLORS if name not in taken]))
 
 
-def _place(
-    rng: np.random.Generator, label: str, size: F64, room: F64, things: list[_Thing]
-) -> _Thing | None:
+def _place(rng: np.random.Generator, label: str, size: F64, room: F64, things: list[_Thing]) -> _Thing | None:
     if label in ROUND:
         size[:2] = round(float(np.sqrt(size[0] * size[1])), 2)
     radius = float(np.hypot(size[0], size[1]) / 2)
@@ -190,16 +183,16 @@ def _send(
     movers = [t.path for t in things if t.path is not None]
     for _ in range(200):
         corners = [rng.uniform([radius + 0.1] * 2, room[:2] - radius - 0.1) for _ in range(int(rng.integers(2, 4)))]
-        lengths = [float(np.hypot(*(b - a))) for a, b in zip(corners, corners[1:], strict=False)]
+        lengths = [float(np.hypot(*(b - a))) for a, b in pairwise(corners)]
         if min(lengths) < 0.9 or sum(lengths) > 4.5:
             continue
         at = np.linspace(0, sum(lengths), num_frames)
         knots = np.concatenate([[0.0], np.cumsum(lengths)])
         xy = np.stack([np.interp(at, knots, [c[k] for c in corners]) for k in range(2)], axis=1)
         dense = np.stack([np.interp(np.linspace(0, at[-1], 60), at, xy[:, k]) for k in range(2)], axis=1)
-        clear = all(
-            np.hypot(*(dense - t.center[:2]).T).min() > radius + t.radius + 0.05 for t in standing
-        ) and all(np.hypot(*(xy - other[:, :2]).T).min() > 0.8 for other in movers)
+        clear = all(np.hypot(*(dense - t.center[:2]).T).min() > radius + t.radius + 0.05 for t in standing) and all(
+            np.hypot(*(xy - other[:, :2]).T).min() > 0.8 for other in movers
+        )
         if not clear:
             continue
         path = np.round(np.concatenate([xy, np.full((num_frames, 1), size[2] / 2)], axis=1), 3)
@@ -222,15 +215,11 @@ def _parts(label: str, size: F64) -> list[tuple[int, F64, F64]]:
     if label in ("table", "desk", "bench"):
         leg = 0.035
         top = box(0, 0, hz - 0.03, hx, hy, 0.03)
-        legs = [
-            box(sx * (hx - leg), sy * (hy - leg), -0.03, leg, leg, hz - 0.03) for sx in (-1, 1) for sy in (-1, 1)
-        ]
+        legs = [box(sx * (hx - leg), sy * (hy - leg), -0.03, leg, leg, hz - 0.03) for sx in (-1, 1) for sy in (-1, 1)]
         return [top, *legs] if label != "desk" else [top, *legs, box(0, hy - 0.02, 0.0, hx - 0.07, 0.02, hz - 0.06)]
     if label == "chair":
         leg = 0.03
-        legs = [
-            box(sx * (hx - leg), sy * (hy - leg), -hz / 2, leg, leg, hz / 2) for sx in (-1, 1) for sy in (-1, 1)
-        ]
+        legs = [box(sx * (hx - leg), sy * (hy - leg), -hz / 2, leg, leg, hz / 2) for sx in (-1, 1) for sy in (-1, 1)]
         return [box(0, 0, 0, hx, hy, 0.03), box(0, hy - 0.03, hz / 2, hx, 0.03, hz / 2), *legs]
     if label == "sofa":
         arm = 0.07
@@ -279,7 +268,13 @@ def _camera_path(rng: np.random.Generator, room: F64, num_frames: int) -> list[F
 
 
 def _render(
-    rng: np.random.Generator, room: F64, things: list[_Thing], poses: list[F64], intrinsics: F64, width: int, height: int
+    rng: np.random.Generator,
+    room: F64,
+    things: list[_Thing],
+    poses: list[F64],
+    intrinsics: F64,
+    width: int,
+    height: int,
 ) -> tuple[F32, I32, U8]:
     solids = [(number, thing, *part) for number, thing in enumerate(things, start=1) for part in thing.parts]
     kinds = np.array([solid[2] for solid in solids])
@@ -298,9 +293,21 @@ def _render(
         rotation, eye = np.ascontiguousarray(pose[:3, :3]), np.ascontiguousarray(pose[:3, 3])
         images.append(
             render(
-                intrinsics, rotation, eye, kinds, places + offsets, halves, yaws, colors, textures, ids, bounds,
-                room_colors, width, height,
-            )  # fmt: skip
+                intrinsics,
+                rotation,
+                eye,
+                kinds,
+                places + offsets,
+                halves,
+                yaws,
+                colors,
+                textures,
+                ids,
+                bounds,
+                room_colors,
+                width,
+                height,
+            )
         )
     return np.stack([i[0] for i in images]), np.stack([i[1] for i in images]), np.stack([i[2] for i in images])
 

@@ -7,6 +7,7 @@ the rank of the right choice by that nearness is drawn first, and the wrong choi
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from ov2_core.spatial.formats import points_text
 from ov2_core.spatial.geometry import transform, unproject
@@ -58,9 +59,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         )
 
 
-def visible_pairs(
-    context: TaskContext, i: int, j: int, *, tries: int
-) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def visible_pairs(context: TaskContext, i: int, j: int, *, tries: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Random points of frame i and where frame j sees them, both off edges and steps; only those that do not move."""
     scene = context.scene
     fixed = [n for n in [0, *scene.visible_ids(i)] if n == 0 or not scene.objects[n].moving]
@@ -87,15 +86,15 @@ def visible_pairs(
     return pairs
 
 
-def see_again(scene: Scene, i: int, j: int, names: list[tuple[int, int]]) -> tuple[F64, F64]:
+def see_again(scene: Scene, i: int, j: int, names: npt.ArrayLike) -> tuple[F64, F64]:
     """Where points (0-999) of frame i fall in frame j (pixels), and how far what j shows there lies from them, as a share of the
     depth: 0 if j sees the same; positive if something is in front; infinite outside its image."""
     assert scene.depth_FHW is not None
-    xy = (np.array(names) + 0.5) / 1000 * scene.size_px
+    xy = (np.asarray(names) + 0.5) / 1000 * scene.size_px
     depth = scene.depth_FHW[i, xy[:, 1].astype(int), xy[:, 0].astype(int)]
     world = transform(scene.world_from_camera_F44[i], unproject(scene.intrinsics_F4[i], xy, depth))
     seen_xy, seen_depth = scene.project_world(j, world)
-    gap = np.full(len(names), np.inf)
+    gap = np.full(len(xy), np.inf)
     inside = scene.inside_image(seen_xy)
     columns, rows = seen_xy[inside, 0].astype(int), seen_xy[inside, 1].astype(int)
     shown = scene.depth_FHW[j, rows, columns]

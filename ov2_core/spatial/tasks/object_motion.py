@@ -1,5 +1,5 @@
-"""23. How a moving object moved between two frames: metres, or two-sided: nearer or farther, to the left or right in the room as the
-first frame sees it. The order of the frames is a coin's."""
+"""23. How a moving object moved between two frames: metres, or two-sided: towards or away, left or right in the room as the first
+frame sees it. The order of the frames is a coin's."""
 
 from collections.abc import Iterator
 

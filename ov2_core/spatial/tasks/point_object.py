@@ -1,6 +1,7 @@
 """16. Point to an object, to the n-th of its label from a side, or to all of a label: `[(x, y), ...]`, 0-999."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from ov2_core.spatial.formats import points_text
 from ov2_core.spatial.task import Draft, TaskContext
@@ -59,7 +60,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
             continue
         group.sort(key=lambda n: scene.mask_stats[frame, n][1])
         middles = [scene.mask_stats[frame, n][1] for n in group]
-        if min(b - a for a, b in zip(middles, middles[1:], strict=False)) < MIN_APART * scene.record.width_px:
+        if min(b - a for a, b in pairwise(middles)) < MIN_APART * scene.record.width_px:
             context.drop("side by side")
             continue
         side = context.rng.choice(("left", "right"))

@@ -41,9 +41,9 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         at_a, at_b = (scene.in_camera_FO3[frame, scene.column[n]] for n in (a, b))
         stats_a, stats_b = scene.mask_stats[frame, a], scene.mask_stats[frame, b]
         holds: dict[str, bool] = {}
-        if abs(at_a[0] - at_b[0]) >= MIN_SIDE_M and abs(stats_a[1] - stats_b[1]) >= 0.08 * width:
-            if (at_a[0] < at_b[0]) == (stats_a[1] < stats_b[1]):
-                holds["side"] = bool(at_a[0] < at_b[0])
+        apart = abs(at_a[0] - at_b[0]) >= MIN_SIDE_M and abs(stats_a[1] - stats_b[1]) >= 0.08 * width
+        if apart and (at_a[0] < at_b[0]) == (stats_a[1] < stats_b[1]):
+            holds["side"] = bool(at_a[0] < at_b[0])
         if abs(at_a[2] - at_b[2]) >= MIN_DEPTH_M and len(stats_a[2]) and len(stats_b[2]):
             middle_a, middle_b = float(np.median(stats_a[2])), float(np.median(stats_b[2]))
             if abs(middle_a - middle_b) >= MIN_DEPTH_M and (middle_a < middle_b) == (at_a[2] < at_b[2]):
@@ -57,6 +57,4 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         relation = context.rng.choice(sorted(holds))
         question = context.say(TEMPLATES[relation], a=context.the(a), b=context.the(b), image=context.image(frame))
         answer = CHOICES[relation][0 if holds[relation] else 1]
-        yield Draft(
-            question=question, answer=answer, choices=CHOICES[relation], frames=(frame,), difficulty="easy"
-        )
+        yield Draft(question=question, answer=answer, choices=CHOICES[relation], frames=(frame,), difficulty="easy")

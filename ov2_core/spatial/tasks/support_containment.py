@@ -1,4 +1,4 @@
-"""15. What a thing stands on, what it is inside of; which, or yes and no. Choices are what carries the other things of the scene."""
+"""15. What a thing stands on or is inside of; which, or yes and no. Choices are what carries the other things of the scene."""
 
 from collections.abc import Iterator
 
@@ -64,6 +64,4 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
                 YES_NO[how], x=context.the(x if yes else alien), y=context.the(y), views=context.views
             )
             choices, answer = ("yes", "no"), "yes" if yes else "no"
-        yield Draft(
-            question=question, answer=answer, choices=choices, frames=context.all_frames(), difficulty="easy"
-        )
+        yield Draft(question=question, answer=answer, choices=choices, frames=context.all_frames(), difficulty="easy")

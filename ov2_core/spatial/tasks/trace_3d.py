@@ -35,7 +35,7 @@ _SLACK_M = 0.08
 
 def drafts(context: TaskContext) -> Iterator[Draft]:
     scene = context.scene
-    for _ in context.attempts(2):
+    for _ in context.attempts(1):
         movers = [t.id for t in scene.record.objects if t.moving and t.id in scene.names]
         draft = (
             _followed(context, context.rng.choice(movers)) if movers and context.rng.random() < 0.4 else _clear(context)
@@ -86,7 +86,7 @@ def _clear(context: TaskContext) -> Draft | None:
     low = np.array(room.floor_polygon_xy_m).min(axis=0) + 0.15
     high = np.array(room.floor_polygon_xy_m).max(axis=0) - 0.15
     moving = [c[:2] for t in scene.record.objects if t.moving for c in scene.track_centers(t.id) if c is not None]
-    for _ in range(24):
+    for _ in range(16):
         angles = [context.rng.uniform(-np.pi, np.pi) for _ in range(2)]
         start, end = (
             at[k] + (reach[k] + context.rng.uniform(0.3, 0.6)) * np.array([np.cos(angles[k]), np.sin(angles[k])])
@@ -94,14 +94,14 @@ def _clear(context: TaskContext) -> Draft | None:
         )
         middle = (start + end) / 2 + np.array([context.rng.uniform(-0.8, 0.8) for _ in range(2)])
         corners = [start, end] if context.rng.random() < 0.3 else [start, middle, end]
-        way = _even_steps(np.array(corners), 8)
-        dense = _even_steps(np.array(corners), 40)
+        dense = _even_steps(np.array(corners), 36)
         local = np.einsum("oji,noj->noi", turns, dense[:, None] - centers)
         gap = np.linalg.norm(np.maximum(np.abs(local) - halves, 0), axis=-1).min()
         if moving:
             gap = min(gap, np.linalg.norm(dense[:, None] - np.array(moving), axis=-1).min() - 0.4)
         if gap < CLEAR_GAP_M + _SLACK_M or (dense < low).any() or (dense > high).any():
             continue
+        way = dense[::5]
         text = _trace(context, frame, np.concatenate([way, np.full((len(way), 1), room.floor_z_m)], axis=1))
         if text is not None:
             question = context.say(
@@ -115,7 +115,7 @@ def _clear(context: TaskContext) -> Draft | None:
 def _even_steps(corners_N2: F64, num: int) -> F64:
     lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(corners_N2, axis=0), axis=1))])
     at = np.linspace(0, lengths[-1], num)
-    return np.stack([np.interp(at, lengths, corners_N2[:, k]) for k in range(2)], axis=1)
+    return np.stack([np.interp(at, lengths, corners_N2[:, 0]), np.interp(at, lengths, corners_N2[:, 1])], axis=1)
 
 
 def _trace(context: TaskContext, frame: int, points_N3: F64) -> str | None:

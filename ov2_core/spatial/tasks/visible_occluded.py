@@ -7,10 +7,12 @@ nothing.
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from ov2_core.spatial.task import Draft, TaskContext, point_text
 from ov2_core.spatial.tasks.correspondence import see_again
 
+Places = npt.NDArray[np.int64]
 NAME = "visible_occluded"
 NEEDS = ("depth",)
 TEMPLATES = (
@@ -35,24 +37,26 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         if not parts:
             context.drop("no smooth pixel")
             continue
-        places = [context.some(context.rng.choice(parts)) for _ in range(40)]
-        names = [context.pixel_name(place) for place in places]
+        near = np.concatenate([_some(context, context.rng.choice(parts)) for _ in range(3)])
+        rows, columns = np.divmod(near, scene.record.width_px)
+        shares = np.stack([(columns + 0.5) / scene.size_px[0], (rows + 0.5) / scene.size_px[1]], axis=1)
+        names = (shares * 1000).astype(np.int64)
         xy, gap = see_again(scene, i, j, names)
         inner = scene.inside_image(xy, border_share=OUT_MARGIN)
         wide = scene.inside_image(xy, border_share=-OUT_MARGIN)
         seen = inner & (np.abs(gap) <= 0.02)
         # Hidden: what stands in front is nearer by far more than a step between neighbouring pixels.
         hidden = (inner & (gap >= 0.15) & np.isfinite(gap)) | ~wide
-        pair = _neighbours(context, np.array(names), np.flatnonzero(seen), np.flatnonzero(hidden))
+        pair = _neighbours(context, names, np.flatnonzero(seen), np.flatnonzero(hidden))
         if pair is None:
             context.drop("no two neighbours that differ")
             continue
         yes = context.rng.random() < 0.5
-        point = names[pair[0] if yes else pair[1]]
+        x, y = names[pair[0] if yes else pair[1]]
         frames = (i, j)
         yield Draft(
             question=context.say(
-                TEMPLATES, p=point_text(*point), f0=context.frame(frames, 0), f1=context.frame(frames, 1)
+                TEMPLATES, p=point_text(x, y), f0=context.frame(frames, 0), f1=context.frame(frames, 1)
             ),
             answer="yes" if yes else "no",
             choices=("yes", "no"),
@@ -61,9 +65,11 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         )
 
 
-def _neighbours(
-    context: TaskContext, names: "np.ndarray", first: "np.ndarray", second: "np.ndarray"  # type: ignore[type-arg]
-) -> tuple[int, int] | None:
+def _some(context: TaskContext, part: Places) -> Places:
+    return part[[context.rng.randrange(len(part)) for _ in range(24)]]
+
+
+def _neighbours(context: TaskContext, names: Places, first: Places, second: Places) -> tuple[int, int] | None:
     if not len(first) or not len(second):
         return None
     apart = np.abs(names[first][:, None] - names[second][None]).max(axis=-1)
