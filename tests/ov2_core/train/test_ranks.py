@@ -51,7 +51,7 @@ def runs(train_stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "stage": str(train_stage),
                 "out": str(folder / name_of(recipe, packs, ranks)),
                 "settings": [*RECIPES[recipe], f"micro_batch={packs}", f"held_out_packs={held_out}"],
-                "max_steps": None if (recipe, packs) == ("whole", 1) else 2,
+                "max_steps": None if (recipe, packs) == ("whole", 1) else 1,
             }
             for recipe, packs in cases
         ]
@@ -96,7 +96,7 @@ def steps_of(run: Path) -> list[dict]:
 
 def weights_of(run: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(before the first step, after a step)."""
-    model = open_model("tiny", open_processor("tiny"), seed=3)
+    model = open_model("tiny", open_processor("tiny"), seed=0)
     weights = model.state_dict()
     before = {name: tensor.clone() for name, tensor in weights.items()}
     path = find_checkpoint(run, step=step).path
@@ -124,7 +124,7 @@ def test_an_update_does_not_depend_on_how_its_packs_are_spread(runs, spread, ref
 def test_loss_curves_are_the_same(runs, spread, reference):
     got = steps_of(runs / spread)
     want = steps_of(runs / reference)[: len(got)]
-    assert len(got) >= 2
+    assert got
     for name in ("step", "tokens", "target_tokens", "patches", "packs", "read_bytes"):
         assert [step[name] for step in got] == [step[name] for step in want], name
     for name in ("loss", "grad_norm"):
@@ -140,6 +140,7 @@ def test_the_epoch_has_what_makes_it_hard(runs):
     steps = steps_of(runs / name_of("whole", 1, 1))
     assert [step["packs"] for step in steps[:-1]] == [4] * (len(steps) - 1)
     assert steps[-1]["packs"] == 1
+    assert steps[0]["patches"] > 0, "the first update must be of all parts"
     assert len(steps) >= 4
     assert {kind for step in steps for kind in step["loss_by_input"]} == {"text", "image", "frames", "codec"}
     assert abs(steps[-1]["loss"] - steps[0]["loss"]) > 0.1, "the curve must move, or its equality says nothing"
@@ -148,7 +149,7 @@ def test_the_epoch_has_what_makes_it_hard(runs):
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "whole"])
 def test_frozen_parts_stay_as_they_were(runs, recipe, ranks):
-    before, after = weights_of(runs / name_of(recipe, 1, ranks), 2)
+    before, after = weights_of(runs / name_of(recipe, 1, ranks), 1)
     for name, start in before.items():
         part = "connector" if ".merger." in name else "visual" if ".visual." in name else "language"
         trained = f"{part}.train=false" not in RECIPES[recipe]
