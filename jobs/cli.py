@@ -23,6 +23,7 @@ from jobs.curriculum_commands import add_curriculum_commands
 from jobs.encode_command import add_encode_command
 from jobs.eval_commands import add_eval_commands
 from jobs.model_commands import add_model_commands, need_torch
+from jobs.spatial_command import add_spatial_command
 from jobs.summary import plan_text, tokenize_text, verify_text
 from jobs.train_command import add_train_commands
 from ov2_core.config import RunConfig, with_overrides
@@ -395,6 +396,7 @@ def _errors() -> Iterator[None]:
 add_model_commands(app, _errors)
 add_encode_command(app, _errors)
 add_curriculum_commands(app, _errors)
+add_spatial_command(app, _errors)
 add_eval_commands(app, _errors)
 add_train_commands(app, _errors)
 

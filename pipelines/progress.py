@@ -25,7 +25,7 @@ _LINE_SECONDS = 10.0
 class Counters:
     """Counts of this invocation. An item is a video or a still."""
 
-    stage: Literal["plan", "tokenize", "encode", "curriculum"]
+    stage: Literal["plan", "tokenize", "encode", "curriculum", "spatial"]
     num_items: int | None = None
     """Items to do; None while unknown."""
     num_done: int = 0

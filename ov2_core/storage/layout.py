@@ -8,6 +8,9 @@ INDEX_DIR = ".nv-meta"
 RUN_JSON = "run.json"
 FEATURES_RECIPE = "features"
 """`recipe` in the run.json of a feature run."""
+SPATIAL_RECIPE = "spatial"
+"""`recipe` in the run.json of a spatial run."""
+RECORDS_DIR = "records"
 PLAN_JSON = "plan/plan.json"
 PLAN_ROWS = "plan/rows.parquet"
 PLAN_QUARANTINE = "quarantine/plan.jsonl"
@@ -35,3 +38,8 @@ def commit_rel(shard: int) -> str:
 def quarantine_rel(shard: int) -> str:
     """What the shard's commit quarantined, as JSON lines; absent where nothing was."""
     return f"{QUARANTINE_DIR}/{shard_name(shard)}.jsonl"
+
+
+def records_rel(shard: int) -> str:
+    """Questions of a spatial shard, as JSON lines."""
+    return f"{RECORDS_DIR}/{shard_name(shard)}.jsonl"

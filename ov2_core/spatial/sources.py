@@ -1,0 +1,90 @@
+"""Where scenes come from: `procedural:COUNT?seed=S`, or a folder in one of the layouts of readers/.
+
+Enters: a source as written on the command line. Leaves: numbered scenes, loaded one at a time, and a digest of what they are, which
+a resume compares.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+
+from ov2_core.spatial.procedural import make_scene
+from ov2_core.spatial.readers import Reader, find_scenes
+from ov2_core.spatial.scene import Scene, checked_scene
+
+_PROCEDURAL = re.compile(r"procedural:(\d+)(?:\?seed=(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSource:
+    """Numbered scenes; picklable."""
+
+    text: str
+    """Absolute, as it goes into run.json."""
+    digest: str
+    names: tuple[str, ...]
+    """Of a folder's scenes; empty for procedural ones."""
+    count: int
+    seed: int = 0
+    reader: Reader | None = None
+
+    @property
+    def is_procedural(self) -> bool:
+        return self.reader is None
+
+    def name(self, number: int) -> str:
+        """Of scene `number`, from 0."""
+        return f"proc-{self.seed}-{number:06d}" if self.reader is None else self.names[number]
+
+    def load(self, number: int) -> Scene:
+        """Scene `number`. Raises BadItemError where it cannot be trusted."""
+        if self.reader is None:
+            return make_scene(self.seed, number)
+        return checked_scene(self.reader.read(os.path.join(self.text, self.names[number])))
+
+
+def open_source(text: str) -> SceneSource:
+    """The source of a text.
+
+    Raises:
+        ValueError: a folder that is missing or holds no scene of a known layout, or a count of 0.
+    """
+    found = _PROCEDURAL.fullmatch(text)
+    if found:
+        count, seed = int(found[1]), int(found[2] or 0)
+        if not count:
+            raise ValueError(f"--scenes {text}: expected at least one scene")
+        digest = hashlib.sha256(f"procedural seed {seed} count {count}".encode()).hexdigest()
+        return SceneSource(f"procedural:{count}?seed={seed}", digest, (), count, seed)
+    if text.startswith("procedural"):
+        raise ValueError(
+            f"--scenes {text}: expected procedural:COUNT or procedural:COUNT?seed=S, e.g. procedural:100?seed=1"
+        )
+    folder = os.path.abspath(text)
+    if not os.path.isdir(folder):
+        raise ValueError(f"--scenes {text}: no such folder, and not procedural:COUNT?seed=S")
+    reader, names = find_scenes(folder)
+    hashing = hashlib.sha256(reader.name.encode())
+    for name in names:
+        path = reader.index_file(os.path.join(folder, name))
+        try:
+            with open(path, "rb") as file:
+                hashing.update(f"{name}\0".encode() + hashlib.sha256(file.read()).digest())
+        except OSError:
+            hashing.update(f"{name}\0missing".encode())
+    return SceneSource(folder, hashing.hexdigest(), tuple(names), len(names), reader=reader)
+
+
+def fingerprint(scene: Scene) -> str:
+    """What a scene shows: equal for copies under another name."""
+    digest = hashlib.sha256()
+    for array in (scene.depth_FHW, scene.masks_FHW):
+        if array is not None:
+            digest.update(array[:, ::7, ::7].tobytes())
+    record = scene.record
+    digest.update(record.model_dump_json(include={"objects", "tracks", "width_px", "height_px"}).encode())
+    digest.update("".join(str(f.world_from_camera) for f in record.frames).encode())
+    if record.kind == "tracks":
+        digest.update("".join(frame.rgb for frame in record.frames).encode())
+    return digest.hexdigest()
