@@ -24,8 +24,8 @@ sources:
 """
 
 
-def make_train_stage(folder: Path, token_run: Path) -> Path:
-    """STAGE, an index of 33 samples in some 20 packs of up to 1400 tokens.
+def make_train_stage(folder: Path, token_run: Path, *, materialize: bool = False) -> Path:
+    """STAGE, an index (or with `materialize` shards) of 33 samples in some 20 packs of up to 1400 tokens.
 
     Sources: `spatial` (5 clips as codec canvases and a still, of token_run), `captions-10min-768` (3 of the clips as 4 frames),
     `finevision` (24 texts).
@@ -42,7 +42,9 @@ def make_train_stage(folder: Path, token_run: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "text.parquet")
     (folder / "sources.yaml").write_text(SOURCES.format(codec=token_run, frames=folder / "frames-run"))
     config = with_settings(stage("stage4"), ["sequence_length=1400", "packs_per_block=2"])
-    options = CurriculumOptions(sources=str(folder / "sources.yaml"), model=str(folder / "model"))
+    options = CurriculumOptions(
+        sources=str(folder / "sources.yaml"), model=str(folder / "model"), materialize=materialize
+    )
     build_curriculum(Store(folder / "STAGE"), config, options, INLINE)
     return folder / "STAGE"
 
