@@ -57,7 +57,7 @@ def add_model_commands(app: typer.Typer, errors: Callable[[], AbstractContextMan
         with errors():
             if video is None and not image:
                 raise ValueError("nothing to ask about: give --video or --image")
-            overrides = _overrides(set_ or [])
+            overrides = overrides_of(set_ or [])
             need_torch()
             from ov2_core.generate import DTYPES, load
 
@@ -126,7 +126,8 @@ def need_torch() -> None:
         raise ValueError(f"{', '.join(absent)} not installed; models need them: pip install 'ov2-pipeline[model]'")
 
 
-def _overrides(sets: list[str]) -> dict[str, str]:
+def overrides_of(sets: list[str]) -> dict[str, str]:
+    """--set texts as pairs; raises ValueError for one without "="."""
     pairs = {}
     for text in sets:
         name, equals, value = text.partition("=")

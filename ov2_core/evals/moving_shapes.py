@@ -123,10 +123,12 @@ def write_shape_clips(
     split: Split,
     seed: int = 0,
     questions: Sequence[str] = tuple(QUESTIONS),
+    initials: bool = False,
 ) -> Path:
     """Clips of seeds seed x 1,000,000 onwards, and their manifest (its path is returned).
 
-    A row's conversation asks each of the questions in an order of its own.
+    A row's conversation asks each of the questions in an order of its own. With `initials` answers are their first letters, which
+    differ: a model of random weights, which must learn to spell too, is done sooner.
 
     Raises:
         ValueError: an unknown question.
@@ -142,19 +144,26 @@ def write_shape_clips(
         write_clip(folder / f"{name}.mp4", scene_frames(scene), fps=FPS)
         order = np.random.default_rng([3, number]).permutation(len(questions))
         asked = [questions[i] for i in order]
-        rows.append({"video": f"{name}.mp4", "id": name, "messages": conversation(scene, asked), "tags": asked})
+        rows.append(
+            {
+                "video": f"{name}.mp4",
+                "id": name,
+                "messages": conversation(scene, asked, initials=initials),
+                "tags": asked,
+            }
+        )
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return manifest
 
 
-def conversation(scene: Scene, questions: Sequence[str]) -> list[dict[str, str]]:
+def conversation(scene: Scene, questions: Sequence[str], *, initials: bool = False) -> list[dict[str, str]]:
     """Questions and answers about a scene, the clip before the first."""
     turns = []
     for number, name in enumerate(questions):
         opening = "<video>\n" if number == 0 else ""
         turns.append({"role": "user", "content": opening + QUESTIONS[name][0]})
-        turns.append({"role": "assistant", "content": scene.answers[name]})
+        turns.append({"role": "assistant", "content": scene.answers[name][: 1 if initials else None]})
     return turns
 
 

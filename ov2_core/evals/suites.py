@@ -2,6 +2,13 @@
 
 from ov2_core.evals import counting, grounding, jumpscore, spatial, tracking
 from ov2_core.evals.evaluate import Suite
+from ov2_core.evals.item import ItemScore, TruthItem
+from ov2_core.evals.token_times import events_of, score_evidence
+
+
+def _without_tokens(item: TruthItem, answer: str | None) -> ItemScore:
+    return score_evidence(item, "no tokens were given")
+
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -41,6 +48,13 @@ SUITES: dict[str, Suite] = {
             prompt=spatial.prompt,
             parse_truth=spatial.parse_truth,
             score=lambda item, answer: spatial.score_answer(item.row, item.answer, answer, folder=item.folder),
+        ),
+        Suite(
+            name="evidence",  # tokens are scored, not answers: token_times.evaluate_tokens
+            main_metric="event_recall",
+            prompt=spatial.prompt,
+            parse_truth=events_of,
+            score=_without_tokens,
         ),
     )
 }

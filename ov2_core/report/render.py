@@ -56,9 +56,9 @@ def render_report(store: Store, summary: RunSummary) -> str:
     data = "\n".join(
         f'<script type="application/json" id="{name}">{_json(value)}</script>' for name, value in parts.items()
     )
-    style, script = _asset("viewer.css"), "".join(_asset(name) for name in _SCRIPTS)
+    style, script = asset("viewer.css"), "".join(asset(name) for name in _SCRIPTS)
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     recipe = summary.run.recipe if summary.run else "run"
@@ -69,7 +69,7 @@ def render_report(store: Store, summary: RunSummary) -> str:
         "data": data,
         "script": script,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], _asset("viewer.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], asset("viewer.html"))
 
 
 def _run_page(summary: RunSummary, num_samples: int) -> dict[str, Any]:
@@ -106,10 +106,11 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of this package as text."""
     return (resources.files("ov2_core.report") / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """Source expression of the content security policy for an inline element of this text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
