@@ -145,6 +145,18 @@ class Scene:
         return stats
 
     @cached_property
+    def _farthest(self) -> dict[int, F32]:
+        return {}
+
+    def farthest(self, frame: int) -> F32:
+        """[H, W]: the greatest depth among the 5 x 5 pixels around each; infinite where one is unknown."""
+        assert self.depth_FHW is not None
+        if frame not in self._farthest:
+            depth = np.where(self.depth_FHW[frame] > 0, self.depth_FHW[frame], np.inf)
+            self._farthest[frame] = _window(depth, np.maximum).astype(np.float32)
+        return self._farthest[frame]
+
+    @cached_property
     def corners_O83(self) -> F64:
         """Corners of the boxes in the world; NaN where an object has none."""
         corners = np.full((len(self.record.objects), 8, 3), np.nan)

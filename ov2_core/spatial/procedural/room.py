@@ -99,7 +99,6 @@ def _furnish(rng: np.random.Generator, room: F64, num_frames: int) -> list[_Thin
     labels = list(rng.permutation(FURNITURE))
     wanted = [labels[0]] * int(rng.integers(2, 5)) + [labels[1]] * int(rng.integers(1, 4)) + labels[2:7]
     things: list[_Thing] = []
-    bins = 0
     for label in [*wanted, "bin", "bin"]:
         size = np.round(rng.uniform([0.4, 0.4, 0.4], [1.1, 0.9, 1.0]), 2)
         if label == "bin":
@@ -107,11 +106,11 @@ def _furnish(rng: np.random.Generator, room: F64, num_frames: int) -> list[_Thin
         thing = _place(rng, label, size, room, things)
         if thing is not None:
             things.append(thing)
-            bins += label == "bin"
     if len(things) < 7:
         return None
     standing = list(things)
     order = [standing[i] for i in rng.permutation(len(standing))]
+    order.sort(key=lambda thing: thing.label != "bin")
     small = [*rng.permutation(SMALL), str(rng.choice(SMALL))]
     for carrier in order:
         if not small:
@@ -120,6 +119,11 @@ def _furnish(rng: np.random.Generator, room: F64, num_frames: int) -> list[_Thin
             thing = _put(rng, small.pop(), carrier, things)
             if thing is not None:
                 things.append(thing)
+            elif (
+                carrier.label == "bin"
+            ):  # bins are smaller than furniture: an empty one would tell its size by its name
+                things.remove(carrier)
+                standing.remove(carrier)
     for label in rng.permutation(MOVERS)[: int(rng.integers(1, 3))]:
         mover = _send(rng, str(label), room, standing, things, num_frames)
         if mover is not None:
@@ -152,7 +156,7 @@ def _put(rng: np.random.Generator, label: str, carrier: _Thing, things: list[_Th
     """A small thing on or, for a bin, in its carrier."""
     size = np.round(rng.uniform([0.13] * 3, [0.3, 0.3, 0.34]), 2)
     if label in ROUND:
-        size[1] = size[0]
+        size[:2] = round(float(np.sqrt(size[0] * size[1])), 2)
     inside = carrier.label == "bin"
     room = carrier.size[:2] / 2 - np.hypot(size[0], size[1]) / 2 - (0.04 if inside else 0.0)
     if (room <= 0.01).any():
@@ -178,7 +182,7 @@ def _send(
     """A thing that crosses the floor between the furniture on a straight or bent line."""
     size = np.round(rng.uniform([0.25] * 3, [0.45, 0.45, 0.5]), 2)
     if label in ROUND:
-        size[1] = size[0]
+        size[:2] = round(float(np.sqrt(size[0] * size[1])), 2)
     radius = float(np.hypot(size[0], size[1]) / 2)
     movers = [t.path for t in things if t.path is not None]
     for _ in range(200):

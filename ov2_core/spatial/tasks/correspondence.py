@@ -1,7 +1,8 @@
 """19. The same point of the scene in another frame: a point, or one of four.
 
 Coordinates tell something when the camera moves little: the right choice tends to be the one nearest to the point asked about. So
-the rank of the right choice by that nearness is drawn first, and the wrong choices are taken to give it.
+the rank of the right choice by that nearness is drawn first, and the wrong choices are taken to give it. Those are where other
+points of the first frame are seen, so places alone tell nothing either.
 """
 
 from collections.abc import Iterator
@@ -37,17 +38,18 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         return
     for _ in context.attempts():
         i, j = context.rng.sample(range(scene.num_frames), 2)
-        found = visible_pairs(context, i, j, tries=12)
+        choose = context.rng.random() < 0.5
+        found = visible_pairs(context, i, j, tries=48 if choose else 12)
         if not found:
             context.drop("nothing is seen from both")
             continue
         p, q = found[0]
         frames = (i, j)
         names = {"p": point_text(*p), "f0": context.frame(frames, 0), "f1": context.frame(frames, 1)}
-        if context.rng.random() < 0.5:
+        if not choose:
             yield Draft(question=context.say(FREE, **names), answer=points_text([q]), frames=frames, difficulty="hard")
             continue
-        others = _others(context, j, p, q)
+        others = _others(context, found)
         if others is None:
             context.drop("no wrong choice of the rank drawn")
             continue
@@ -70,7 +72,7 @@ def visible_pairs(context: TaskContext, i: int, j: int, *, tries: int) -> list[t
             names.append(context.pixel_name(context.some(places)))
     if not names:
         return []
-    xy, gap = see_again(scene, i, j, names)
+    xy, gap, _ = see_again(scene, i, j, names)
     pairs = []
     for name, at, missing in zip(names, xy, gap, strict=True):
         if missing <= 0.02 and scene.inside_image(at, border_share=0.02):
@@ -86,9 +88,9 @@ def visible_pairs(context: TaskContext, i: int, j: int, *, tries: int) -> list[t
     return pairs
 
 
-def see_again(scene: Scene, i: int, j: int, names: npt.ArrayLike) -> tuple[F64, F64]:
+def see_again(scene: Scene, i: int, j: int, names: npt.ArrayLike) -> tuple[F64, F64, F64]:
     """Where points (0-999) of frame i fall in frame j (pixels), and how far what j shows there lies from them, as a share of the
-    depth: 0 if j sees the same; positive if something is in front; infinite outside its image."""
+    depth: 0 if j sees the same; positive if something is in front; infinite outside its image. Third: depths in j."""
     assert scene.depth_FHW is not None
     xy = (np.asarray(names) + 0.5) / 1000 * scene.size_px
     depth = scene.depth_FHW[i, xy[:, 1].astype(int), xy[:, 0].astype(int)]
@@ -99,31 +101,23 @@ def see_again(scene: Scene, i: int, j: int, names: npt.ArrayLike) -> tuple[F64, 
     columns, rows = seen_xy[inside, 0].astype(int), seen_xy[inside, 1].astype(int)
     shown = scene.depth_FHW[j, rows, columns]
     gap[inside] = np.where(shown > 0, (seen_depth[inside] - shown) / seen_depth[inside], np.inf)
-    return seen_xy, gap
+    return seen_xy, gap, seen_depth
 
 
-def _others(context: TaskContext, j: int, p: tuple[int, int], q: tuple[int, int]) -> list[tuple[int, int]] | None:
-    """Three wrong choices such that the right one's rank by nearness to p's coordinates is uniform over 0..3."""
+def _others(context: TaskContext, pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> list[tuple[int, int]] | None:
+    """Three wrong choices for the first pair, from where the others are seen; the right one's rank by nearness to the coordinates
+    of the point asked about is uniform over 0..3."""
     rank = context.rng.randrange(4)
+    p, q = pairs[0]
     reach = _far(p, q)
     taken: list[tuple[int, int]] = []
-    nearer = 0
-    for _ in range(60):
-        # Around p, so that nearer ones are found; or anywhere.
-        if nearer < rank:
-            other = tuple(round(c + context.rng.uniform(-reach, reach)) for c in p)
-        else:
-            other = (context.rng.randrange(20, 980), context.rng.randrange(20, 980))
-        x, y = other[0], other[1]
-        if not (20 <= x < 980 and 20 <= y < 980) or any(_far((x, y), t) < MIN_APART for t in [q, *taken]):
-            continue
-        if (_far((x, y), p) < reach) != (nearer < rank):
-            continue
-        taken.append((x, y))
-        nearer += _far((x, y), p) < reach
-        if len(taken) == 3:
-            return taken if nearer == rank else None
-    return None
+    wanted = {True: rank, False: 3 - rank}
+    for _, other in pairs[1:]:
+        nearer = _far(other, p) < reach
+        if wanted[nearer] and all(_far(other, t) >= MIN_APART for t in [q, *taken]):
+            taken.append(other)
+            wanted[nearer] -= 1
+    return taken if len(taken) == 3 else None
 
 
 def _far(a: tuple[int, int], b: tuple[int, int]) -> float:

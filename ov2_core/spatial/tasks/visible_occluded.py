@@ -41,12 +41,15 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         rows, columns = np.divmod(near, scene.record.width_px)
         shares = np.stack([(columns + 0.5) / scene.size_px[0], (rows + 0.5) / scene.size_px[1]], axis=1)
         names = (shares * 1000).astype(np.int64)
-        xy, gap = see_again(scene, i, j, names)
+        xy, gap, depths_j = see_again(scene, i, j, names)
         inner = scene.inside_image(xy, border_share=OUT_MARGIN)
         wide = scene.inside_image(xy, border_share=-OUT_MARGIN)
         seen = inner & (np.abs(gap) <= 0.02)
-        # Hidden: what stands in front is nearer by far more than a step between neighbouring pixels.
-        hidden = (inner & (gap >= 0.15) & np.isfinite(gap)) | ~wide
+        # Hidden: all that the other frame shows around there is nearer, by far more than a step between neighbouring pixels.
+        hidden = ~wide
+        columns_j, rows_j = xy[inner].astype(np.int64).T
+        farthest = scene.farthest(j)[rows_j, columns_j]
+        hidden[inner] = farthest < 0.85 * (depths_j[inner])
         pair = _neighbours(context, names, np.flatnonzero(seen), np.flatnonzero(hidden))
         if pair is None:
             context.drop("no two neighbours that differ")
