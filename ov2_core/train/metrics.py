@@ -51,9 +51,18 @@ def cut_back(folder: Path, step: int) -> None:
 class StepLog:
     """The first rank's records of steps; on other ranks it does nothing."""
 
-    def __init__(self, folder: Path, *, active: bool, wandb_project: str | None = None, run_name: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        first_step: int = 1,
+        wandb_project: str | None = None,
+        run_name: str = "",
+    ) -> None:
         """
         Args:
+            first_step: that will be logged; TensorBoard shows none of this or later steps that stand there already.
             wandb_project: also log there; its package must be installed.
 
         Raises:
@@ -65,7 +74,7 @@ class StepLog:
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._board = _tensorboard(folder / "tensorboard")
+        self._board = _tensorboard(folder / "tensorboard", first_step=first_step)
         if wandb_project is not None:
             try:
                 import wandb
@@ -122,11 +131,11 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, *, first_step: int) -> Any:
     """A writer, or None where the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.warning("no tensorboard here, so no event files: pip install 'ov2-pipeline[train]'")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first_step)  # hides what a kill has left beyond the checkpoint

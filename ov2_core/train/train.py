@@ -155,7 +155,11 @@ class _Run:
         """To the last step."""
         result: StepResult | None = None
         log_steps = StepLog(
-            self.folder, active=self.world.is_first, wandb_project=self.options.wandb_project, run_name=self.folder.name
+            self.folder,
+            active=self.world.is_first,
+            first_step=self.step + 1,
+            wandb_project=self.options.wandb_project,
+            run_name=self.folder.name,
         )
         try:
             if self.step < self.num_steps:
