@@ -290,6 +290,18 @@ def bench_learn(context: typer.Context) -> None:
         raise typer.Exit(bench_main(list(context.args)) or 0)
 
 
+@bench_app.command(
+    "headline", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_headline(context: typer.Context) -> None:
+    """JumpScore of `tiny` trained on codec tokens and on uniform frames, at equal visual tokens. --help tells its options."""
+    with _errors():
+        need_torch()
+        from jobs.bench_headline import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
 def main() -> None:
     """Entry point of the command `ov2`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -51,3 +51,19 @@ def _by_answer(scored_L: Sequence[bool], right_L: Sequence[bool]) -> list[bool]:
             answers[-1] = answers[-1] and right
         inside = scored
     return answers
+
+
+def greedy_answer(
+    model: LlavaOnevision2ForConditionalGeneration,
+    processor: LlavaOnevision2Processor,
+    sample: EncodedSample,
+    *,
+    max_new_tokens: int,
+) -> str:
+    """The answer that greedy decoding gives to a sample encoded with `for_generation`, without special tokens."""
+    module = cast("Any", model)
+    batch = processor.collate([sample]).to(next(module.parameters()).device)
+    with torch.inference_mode():
+        ids_BL = module.generate(**batch.prompt(), max_new_tokens=max_new_tokens, do_sample=False)
+    text: str = processor.tokenizer.decode(ids_BL[0, sample.num_tokens :], skip_special_tokens=True)
+    return text
