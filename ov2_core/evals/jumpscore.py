@@ -121,7 +121,7 @@ def score_times(
 
     Precision of no predictions and recall of no truth are 1 if both lists are empty, else 0.
     """
-    scores: dict[str, float] = {}
+    scores: dict[str, float] = {f"AP@{tolerance:g}": 0.0 for tolerance in tolerances_seconds}
     empty = float(not predicted and not truth)
     for tolerance in tolerances_seconds:
         match = match_times(predicted, truth, tolerance)
