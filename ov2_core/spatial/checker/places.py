@@ -124,7 +124,7 @@ def _check_clear(evidence: Evidence, places_N2: F64, gap: float) -> None:
 
 def correspondence(asked: Asked) -> None:
     """The pixel of the second frame whose point lies nearest to the first frame's point, of all pixels."""
-    i, j = _in_text_order(asked)
+    i, j = in_text_order(asked)
     evidence = asked.evidence
     (x, y) = asked.points[0]
     row, column = window(asked, i, x, y)
@@ -147,7 +147,7 @@ def correspondence(asked: Asked) -> None:
         raise UnprovableError("the point is off")
 
 
-def _in_text_order(asked: Asked) -> tuple[int, int]:
+def in_text_order(asked: Asked) -> tuple[int, int]:
     """The frame of the point asked about, and the other: by which is named next to it."""
     first, second = asked.named_frames[:2]
     text = asked.text
@@ -161,7 +161,7 @@ def _in_text_order(asked: Asked) -> tuple[int, int]:
 
 def visible_occluded(asked: Asked) -> None:
     """Yes if some pixel of the other frame shows that very place, no if none shows anything near it."""
-    i, j = _in_text_order(asked)
+    i, j = in_text_order(asked)
     evidence = asked.evidence
     ((x, y),) = asked.points
     row, column = window(asked, i, x, y)
