@@ -14,7 +14,7 @@ from typing import Any
 COLOURS = {"codec": "#4f46e5", "evidence": "#0f8a5f", "frames": "#d97706", "stills": "#8b5cf6"}
 _OTHERS = ("#0e96dc", "#ec4899", "#84a814", "#ef5a3c")
 _WIDTH, _HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 44, 58
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 60, 58
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,9 +136,9 @@ def draw_curves(points: Sequence[CurvePoint], *, title: str, field: str = "value
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{html.escape(told)}</title></circle>'
             )
-        legend_x = _WIDTH - _RIGHT - 110 * (len(modes) - number)
-        parts.append(f'<rect x="{legend_x}" y="10" width="12" height="12" rx="3" fill="{colour}"/>')
-        parts.append(f'<text x="{legend_x + 18}" y="20">{html.escape(mode)}</text>')
+        legend_x = _LEFT + 110 * number
+        parts.append(f'<rect x="{legend_x}" y="32" width="12" height="12" rx="3" fill="{colour}"/>')
+        parts.append(f'<text x="{legend_x + 18}" y="42">{html.escape(mode)}</text>')
     return "\n".join([*parts, "</svg>"])
 
 
