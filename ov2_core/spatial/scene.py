@@ -80,15 +80,15 @@ class Scene:
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """Object id -> its name, for objects that a name tells from all others: the label, else the phrase."""
+        """Object id -> its name, for objects that a name tells from all others: the phrase, else the label."""
         labels = [thing.label for thing in self.record.objects]
         phrases = [thing.phrase for thing in self.record.objects]
         names = {}
         for thing in self.record.objects:
-            if labels.count(thing.label) == 1:
-                names[thing.id] = thing.label
-            elif thing.phrase and phrases.count(thing.phrase) == 1 and thing.phrase not in labels:
+            if thing.phrase and phrases.count(thing.phrase) == 1 and thing.phrase not in labels:
                 names[thing.id] = thing.phrase
+            elif labels.count(thing.label) == 1:
+                names[thing.id] = thing.label
         return names
 
     @cached_property

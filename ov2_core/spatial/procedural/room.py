@@ -34,6 +34,18 @@ ROUND = frozenset({"barrel", "stool", "mug", "vase", "tin", "drum"})
 FPS = 2.0
 
 
+_Solid = tuple[int, F64, F64]
+"""Kind, centre, half size."""
+LOOKS = (
+    frozenset({"table", "desk", "bench", "chair", "sofa"}),
+    frozenset({"cabinet", "crate", "trunk", "bin"}),
+    frozenset({"barrel", "stool"}),
+    frozenset({"mug", "vase", "tin", "book", "parcel", "toy"}),
+    frozenset({"robot", "cart", "drum"}),
+)
+"""Things of one set have different colours in a room: the eye may take one for another."""
+
+
 @dataclass(slots=True)
 class _Thing:
     label: str
@@ -42,7 +54,7 @@ class _Thing:
     size: F64
     yaw: float
     kind: str
-    parts: list[tuple[int, F64, F64]] = field(default_factory=list)
+    parts: list[_Solid] = field(default_factory=list)
     """(solid, centre, half size), in the thing's own axes from its centre."""
     path: F64 | None = None
     """Centres [F, 3] of a mover."""
@@ -134,8 +146,11 @@ def _furnish(rng: np.random.Generator, room: F64, num_frames: int) -> list[_Thin
 
 
 def _color(rng: np.random.Generator, label: str, things: list[_Thing]) -> str:
-    taken = {thing.color for thing in things if thing.label == label}
-    return str(rng.choice([name for name in COLORS if name not in taken]))
+    look = next(look for look in LOOKS if label in look)
+    taken = {thing.color for thing in things if thing.label in look}
+    same = {thing.color for thing in things if thing.label == label}
+    free = [name for name in COLORS if name not in taken] or [name for name in COLORS if name not in same]
+    return str(rng.choice(free))
 
 
 def _place(rng: np.random.Generator, label: str, size: F64, room: F64, things: list[_Thing]) -> _Thing | None:
@@ -206,43 +221,65 @@ def _send(
     return None
 
 
-def _parts(label: str, size: F64) -> list[tuple[int, F64, F64]]:
-    """What a thing is made of. Every side of its box is touched."""
-    half = size / 2
-    if label in ROUND:
-        return [(CYLINDER, np.zeros(3), half.copy())]
+def _parts(label: str, size: F64) -> list[_Solid]:
+    """What a thing is made of, within its box."""
+    hx, hy, hz = size / 2
 
-    def box(x: float, y: float, z: float, hx: float, hy: float, hz: float) -> tuple[int, F64, F64]:
-        return BOX, np.array([x, y, z]), np.array([hx, hy, hz])
+    def box(x: float, y: float, z: float, half_x: float, half_y: float, half_z: float) -> _Solid:
+        return BOX, np.array([x, y, z]), np.array([half_x, half_y, half_z])
 
-    hx, hy, hz = half
-    if label in ("table", "desk", "bench"):
-        leg = 0.035
-        top = box(0, 0, hz - 0.03, hx, hy, 0.03)
-        legs = [box(sx * (hx - leg), sy * (hy - leg), -0.03, leg, leg, hz - 0.03) for sx in (-1, 1) for sy in (-1, 1)]
-        return [top, *legs] if label != "desk" else [top, *legs, box(0, hy - 0.02, 0.0, hx - 0.07, 0.02, hz - 0.06)]
-    if label == "chair":
-        leg = 0.03
-        legs = [box(sx * (hx - leg), sy * (hy - leg), -hz / 2, leg, leg, hz / 2) for sx in (-1, 1) for sy in (-1, 1)]
-        return [box(0, 0, 0, hx, hy, 0.03), box(0, hy - 0.03, hz / 2, hx, 0.03, hz / 2), *legs]
-    if label == "sofa":
-        arm = 0.07
-        return [
-            box(0, 0, -hz / 2, hx, hy, hz / 2),
-            box(0, hy - 0.08, hz / 2, hx, 0.08, hz / 2),
-            box(-hx + arm, 0, hz * 0.15, arm, hy, hz * 0.15),
-            box(hx - arm, 0, hz * 0.15, arm, hy, hz * 0.15),
-        ]
-    if label == "bin":
-        wall = 0.015
-        return [
-            box(0, 0, -hz + wall, hx, hy, wall),
-            box(-hx + wall, 0, 0, wall, hy, hz),
-            box(hx - wall, 0, 0, wall, hy, hz),
-            box(0, -hy + wall, 0, hx, wall, hz),
-            box(0, hy - wall, 0, hx, wall, hz),
-        ]
-    return [box(0, 0, 0, hx, hy, hz)]
+    def disc(z: float, share: float, half_z: float) -> _Solid:
+        return CYLINDER, np.array([0.0, 0.0, z]), np.array([hx * share, hx * share, half_z])
+
+    def legs(thick: float, z: float, half_z: float) -> list[_Solid]:
+        return [box(sx * (hx - thick), sy * (hy - thick), z, thick, thick, half_z) for sx in (-1, 1) for sy in (-1, 1)]
+
+    match label:
+        case "table":
+            return [box(0, 0, hz - 0.03, hx, hy, 0.03), *legs(0.035, -0.03, hz - 0.03)]
+        case "desk":
+            panel = box(0, hy - 0.02, 0.0, hx - 0.07, 0.02, hz - 0.06)
+            return [box(0, 0, hz - 0.03, hx, hy, 0.03), *legs(0.035, -0.03, hz - 0.03), panel]
+        case "bench":
+            sides = [box(s * (hx - 0.03), 0, -0.03, 0.03, hy, hz - 0.03) for s in (-1, 1)]
+            return [box(0, 0, hz - 0.03, hx, hy, 0.03), *sides]
+        case "chair":
+            back = box(0, hy - 0.03, hz / 2, hx, 0.03, hz / 2)
+            return [box(0, 0, 0, hx, hy, 0.03), back, *legs(0.03, -hz / 2, hz / 2)]
+        case "sofa":
+            arms = [box(s * (hx - 0.07), 0, hz * 0.15, 0.07, hy, hz * 0.15) for s in (-1, 1)]
+            return [box(0, 0, -hz / 2, hx, hy, hz / 2), box(0, hy - 0.08, hz / 2, hx, 0.08, hz / 2), *arms]
+        case "cabinet":
+            foot = min(0.12, hz / 2)
+            return [box(0, 0, foot / 2, hx, hy, hz - foot / 2), box(0, 0, foot / 2 - hz, hx * 0.8, hy * 0.8, foot / 2)]
+        case "crate":
+            slats = [box(0, 0, hz * (k - 2) / 2.5, hx, hy, hz / 7) for k in (0, 1, 2, 3, 4)]
+            slats[0], slats[4] = box(0, 0, hz / 7 - hz, hx, hy, hz / 7), box(0, 0, hz - hz / 7, hx, hy, hz / 7)
+            return [box(0, 0, 0, hx * 0.88, hy * 0.88, hz * 0.95), *slats]
+        case "trunk" | "parcel":
+            lid = hz * 0.3
+            return [box(0, 0, -lid / 2, hx * 0.9, hy * 0.9, hz - lid / 2), box(0, 0, hz - lid / 2, hx, hy, lid / 2)]
+        case "bin":
+            w = 0.015
+            walls = [box(s * (hx - w), 0, 0, w, hy, hz) for s in (-1, 1)]
+            walls += [box(0, s * (hy - w), 0, hx, w, hz) for s in (-1, 1)]
+            return [box(0, 0, -hz + w, hx, hy, w), *walls]
+        case "stool":
+            return [disc(hz - 0.03, 1.0, 0.03), disc(-0.01, 0.25, hz - 0.04), disc(0.025 - hz, 0.9, 0.025)]
+        case "vase":
+            return [disc(-hz * 0.3, 1.0, hz * 0.7), disc(hz * 0.7, 0.5, hz * 0.3)]
+        case "mug":
+            return [
+                disc(0.0, 0.7, hz),
+                box(hx * 0.8, 0, 0, hx * 0.2, hx * 0.15, hz * 0.6),
+                box(0, 0, -hz * 0.95, hx, hx * 0.4, hz * 0.05),
+            ]
+        case "robot":
+            return [box(0, 0, -hz * 0.35, hx, hy, hz * 0.65), box(0, 0, hz * 0.65, hx * 0.5, hy * 0.5, hz * 0.35)]
+        case "toy":
+            return [box(0, 0, -hz / 2, hx, hy, hz / 2), disc(hz / 2, 0.6, hz / 2)]
+        case _:
+            return [disc(0.0, 1.0, hz)] if label in ROUND else [box(0, 0, 0, hx, hy, hz)]
 
 
 def _camera_path(rng: np.random.Generator, room: F64, num_frames: int) -> list[F64]:

@@ -1,13 +1,13 @@
 """ARKitScenes (and CA-1M exported beside it): SCENE/lowres_wide, lowres_depth, lowres_wide_intrinsics, lowres_wide.traj and
 SCENE_3dod_annotation.json.
 
-Documented layout (github.com/apple/ARKitScenes, DATA.md; not checked against a download): PNGs named SCENE_TIME.png with TIME in
-seconds; depth 16-bit in millimetres; .pincam holds "width height fx fy cx cy"; the trajectory has a line a pose, "time rx ry rz
-tx ty tz": axis-angle and translation of the camera from the world, in metres; annotations carry `obbAligned` with centroid, axesLengths
-and normalizedAxes. World z is up there. Poses are taken at the nearest time, within 0.1 s.
+Documented layout (github.com/apple/ARKitScenes, DATA.md; not checked against a download): PNGs named SCENE_TIME.png with TIME
+in seconds; depth 16-bit in millimetres; .pincam holds "width height fx fy cx cy"; the trajectory has a line a pose, "time rx ry
+rz tx ty tz": axis-angle and translation of the camera from the world, in metres; annotations carry `obbAligned` with centroid,
+axesLengths and normalizedAxes. World z is up there. Poses are taken at the nearest time, within 0.1 s.
 
-There are no instance masks: pixels are given to a box when their point lies in it, the smaller box first. CA-1M's tars
-are not read as such: unpack them into this layout (unverified).
+There are no instance masks: pixels are given to a box when their point lies in it, the smaller box first. CA-1M's tars are not
+read as such: unpack them into this layout (unverified).
 """
 
 import json

@@ -1,14 +1,15 @@
 """Hypersim: SCENE/_detail and SCENE/images, exported to .npy.
 
 Documented layout (github.com/apple/ml-hypersim, README; not checked against a download):
-_detail/CAM/camera_keyframe_positions.hdf5 [F, 3] and camera_keyframe_orientations.hdf5 [F, 3, 3] (world from camera, the camera looks along -z with y up), in asset units;
-_detail/metadata_scene.csv holds meters_per_asset_unit; images/scene_CAM_final_preview/frame.F.color.jpg,
-images/scene_CAM_geometry_hdf5/frame.F.depth_meters.hdf5 (length of the ray, not z) and frame.F.semantic_instance.hdf5; boxes in
+_detail/CAM/camera_keyframe_positions.hdf5 [F, 3] and camera_keyframe_orientations.hdf5 [F, 3, 3] (world from camera, the camera
+looks along -z with y up), in asset units; _detail/metadata_scene.csv holds meters_per_asset_unit;
+images/scene_CAM_final_preview/frame.F.color.jpg, images/scene_CAM_geometry_hdf5/frame.F.depth_meters.hdf5 (length of the ray,
+not z) and frame.F.semantic_instance.hdf5; boxes in
 _detail/mesh/metadata_semantic_instance_bounding_box_object_aligned_2d_{positions,extents,orientations}.hdf5. World z is up.
 
-HDF5 needs a library that is no dependency here: convert each FILE.hdf5 to FILE.npy beside it (its one dataset). Labels come from
-_detail/mesh/labels.json {"instance": "label"}, ours, for Hypersim numbers them (NYU40). The focal length is the documented default,
-a horizontal field of view of 60 degrees, unless _detail/CAM/intrinsics.json {"fx", "fy", "cx", "cy"} says otherwise.
+HDF5 needs a library that is no dependency here: convert each FILE.hdf5 to FILE.npy beside it (its one dataset). Labels come
+from _detail/mesh/labels.json {"instance": "label"}, ours, for Hypersim numbers them (NYU40). The focal length is the documented
+default, a horizontal field of view of 60 degrees, unless _detail/CAM/intrinsics.json {"fx", "fy", "cx", "cy"} says otherwise.
 """
 
 import os

@@ -1,9 +1,9 @@
 """Molmo2-VideoTrack rows as scenes of kind "tracks": one JSON file a clip (columns: RECIPES of the importer molmo2-track).
 
 A folder of *.track.json, each one row of the dataset as its Parquet holds it: id, video, clip, video_dataset, fps, start_frame,
-end_frame, w, h, exp, mask_id[], points[{object_id, points[[x, y] or empty per frame]}] in pixels. The expression names all objects of the row:
-they share it as their label, so only a single object has a name to be asked by; counts use the label. At most 16 frames, by time.
-The scene's video is the clip, {video_dataset}/{clip}.mp4 below the folder.
+end_frame, w, h, exp, mask_id[], points[{object_id, points[[x, y] or empty per frame]}] in pixels. The expression names all
+objects of the row: they share it as their label, so only a single object has a name to be asked by; counts use the label. At
+most 16 frames, by time. The scene's video is the clip, {video_dataset}/{clip}.mp4 below the folder.
 """
 
 import os

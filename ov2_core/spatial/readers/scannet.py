@@ -1,12 +1,13 @@
 """ScanNet: SCENE/color, depth, pose, intrinsic (as its SensReader exports them), instance PNGs and the aggregation's labels.
 
 Documented layout (github.com/ScanNet/ScanNet, README; not checked against a download): color/I.jpg, depth/I.png 16-bit in
-millimetres at 640 x 480, pose/I.txt world_from_camera 4 x 4 (-inf where tracking was lost), intrinsic/intrinsic_depth.txt 4 x 4,
-instance-filt/I.png ids from 1, SCENE.aggregation.json with segGroups {id from 0, label}. Frames are taken at 30 a second. World z is up.
+millimetres at 640 x 480, pose/I.txt world_from_camera 4 x 4 (-inf where tracking was lost), intrinsic/intrinsic_depth.txt 4 x
+4, instance-filt/I.png ids from 1, SCENE.aggregation.json with segGroups {id from 0, label}. Frames are taken at 30 a second.
+World z is up.
 
-ScanNet has no boxes; each object's is the upright box of least footprint around the points that the chosen frames show of it. It is
-smaller than the object where no frame saw it whole. ScanNet++ exported into these folders (iPhone depth, rendered instance PNGs) is
-read alike; its own layout is not (unverified).
+ScanNet has no boxes; each object's is the upright box of least footprint around the points that the chosen frames show of it.
+It is smaller than the object where no frame saw it whole. ScanNet++ exported into these folders (iPhone depth, rendered
+instance PNGs) is read alike; its own layout is not (unverified).
 """
 
 import os

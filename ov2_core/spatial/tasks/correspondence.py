@@ -36,10 +36,10 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
     if scene.num_frames < 2:
         context.drop("one frame")
         return
-    for _ in context.attempts():
+    for _ in context.attempts(4):
         i, j = context.rng.sample(range(scene.num_frames), 2)
         choose = context.rng.random() < 0.5
-        found = visible_pairs(context, i, j, tries=48 if choose else 12)
+        found = visible_pairs(context, i, j, tries=64 if choose else 12)
         if not found:
             context.drop("nothing is seen from both")
             continue
@@ -51,7 +51,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
             continue
         others = _others(context, found)
         if others is None:
-            context.drop("no wrong choice of the rank drawn")
+            context.drop("too few wrong choices on either side")
             continue
         yield Draft(
             question=context.say(CHOICE, **names),
@@ -107,17 +107,17 @@ def see_again(scene: Scene, i: int, j: int, names: npt.ArrayLike) -> tuple[F64, 
 def _others(context: TaskContext, pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> list[tuple[int, int]] | None:
     """Three wrong choices for the first pair, from where the others are seen; the right one's rank by nearness to the coordinates
     of the point asked about is uniform over 0..3."""
-    rank = context.rng.randrange(4)
     p, q = pairs[0]
     reach = _far(p, q)
-    taken: list[tuple[int, int]] = []
-    wanted = {True: rank, False: 3 - rank}
+    sides: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     for _, other in pairs[1:]:
-        nearer = _far(other, p) < reach
-        if wanted[nearer] and all(_far(other, t) >= MIN_APART for t in [q, *taken]):
-            taken.append(other)
-            wanted[nearer] -= 1
-    return taken if len(taken) == 3 else None
+        side = sides[_far(other, p) < reach]
+        if len(side) < 3 and all(_far(other, t) >= MIN_APART for t in [q, *sides[True], *sides[False]]):
+            side.append(other)
+    if min(map(len, sides.values())) < 3:
+        return None  # whatever the rank, else the ranks that are easy to have would be more frequent
+    rank = context.rng.randrange(4)
+    return [*sides[True][:rank], *sides[False][: 3 - rank]]
 
 
 def _far(a: tuple[int, int], b: tuple[int, int]) -> float:
