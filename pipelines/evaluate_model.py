@@ -113,7 +113,9 @@ def run_curves(
         raise ValueError("give at least one mode and one budget")
     suite = suite_named(suite_name)
     truth = read_truth(truth_path, suite.parse_truth)[:limit]
-    has_events = all("event_boxes_xyxy_px" in item.row for item in truth)
+    has_events = all("event_boxes_xyxy_px" in item.row for item in truth) and any(
+        item.row.get("event_seconds") for item in truth
+    )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     points: list[CurvePoint] = []

@@ -133,7 +133,13 @@ def evaluate_tokens(
     seed: int = 0,
     notes: Mapping[str, Any] | None = None,
 ) -> tuple[Evaluation, dict[str, list[int]]]:
-    """The evaluation, and tokens over time by id."""
+    """The evaluation, and tokens over time by id.
+
+    Raises:
+        ValueError: no clip has an event.
+    """
+    if not any(events_of(item.row)[0] for item in truth):
+        raise ValueError("none of the clips has an event, so there is no recall; give truth with event_seconds")
     scores: dict[str, ItemScore] = {}
     bins: dict[str, list[int]] = {}
     for item, tokens in clips:
