@@ -302,6 +302,17 @@ def bench_headline(context: typer.Context) -> None:
         raise typer.Exit(bench_main(list(context.args)) or 0)
 
 
+@bench_app.command(
+    "spatial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_spatial(context: typer.Context) -> None:
+    """Proofs, guessing and cost of spatial questions on procedural scenes. --help tells its options."""
+    with _errors():
+        from jobs.bench_spatial import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
 def main() -> None:
     """Entry point of the command `ov2`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -116,16 +116,22 @@ def choice_features(question: SpatialQuestion) -> list[list[int]]:
     asked = _POINT.findall(question.question)
     numbers = [[float(n) for n in _NUMBER.findall(choice)] for choice in choices]
     ranks = _ranks([n[0] if n else 0.0 for n in numbers])
-    near = [0] * len(choices)
+    near = aside = above = [0] * len(choices)
     if asked and all(_POINT.fullmatch(choice) for choice in choices):
         x, y = map(float, asked[0])
         near = _ranks([float(np.hypot(n[0] - x, n[1] - y)) for n in numbers])
+        aside, above = _ranks([abs(n[0] - x) for n in numbers]), _ranks([abs(n[1] - y) for n in numbers])
+    shift = ""
+    if len(asked) == 2:
+        (x, y), (u, v) = (tuple(map(float, point)) for point in asked)
+        shift = f"{int(abs(u - x)) // 60} {int(abs(v - y)) // 60}"
     rows = []
     for k, choice in enumerate(choices):
         own = _WORD.findall(choice.lower())
         first = question.question.lower().find(choice.lower())
         others = [question.question.lower().find(c.lower()) for c in choices]
         names = [f"letter {k}", f"rank {ranks[k]} of {len(choices)}", f"near {near[k]}", f"text {choice}"]
+        names += [f"aside {aside[k]}", f"above {above[k]}", f"shift {shift} {choice}"]
         names += [f"place {sorted(others).index(first)} {first >= 0}", f"length {min(9, len(choice) // 4)}"]
         names += [f"size {n // 100 if abs(n) >= 100 else round(n, 0)}" for n in numbers[k][:2]]
         names += [f"word {word}" for word in own]

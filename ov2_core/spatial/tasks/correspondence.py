@@ -1,8 +1,7 @@
 """19. The same point of the scene in another frame: a point, or one of four.
 
-Coordinates tell something when the camera moves little: the right choice tends to be the one nearest to the point asked about. So
-the rank of the right choice by that nearness is drawn first, and the wrong choices are taken to give it. Those are where other
-points of the first frame are seen, so places alone tell nothing either.
+Coordinates tell something: between two frames points shift by little, and mostly sideways. So the wrong choices are the point
+asked about, shifted as other points are: of the shifts that the four choices stand for, none is more likely than another.
 """
 
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ CHOICE = (
     "The point {p} (0-999) in {f0} corresponds to which point of {f1}?",
     "Match {p} of {f0} with its point in {f1} (coordinates 0-999).",
 )
+Pair = tuple[tuple[int, int], tuple[int, int]]
 MIN_APART = 60
 """Thousandths between choices."""
 
@@ -36,10 +36,10 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
     if scene.num_frames < 2:
         context.drop("one frame")
         return
-    for _ in context.attempts(4):
+    for _ in context.attempts():
         i, j = context.rng.sample(range(scene.num_frames), 2)
         choose = context.rng.random() < 0.5
-        found = visible_pairs(context, i, j, tries=64 if choose else 12)
+        found = visible_pairs(context, i, j, tries=12)
         if not found:
             context.drop("nothing is seen from both")
             continue
@@ -51,7 +51,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
             continue
         others = _others(context, found)
         if others is None:
-            context.drop("too few wrong choices on either side")
+            context.drop("too few wrong choices")
             continue
         yield Draft(
             question=context.say(CHOICE, **names),
@@ -61,7 +61,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         )
 
 
-def visible_pairs(context: TaskContext, i: int, j: int, *, tries: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def visible_pairs(context: TaskContext, i: int, j: int, *, tries: int) -> list[Pair]:
     """Random points of frame i and where frame j sees them, both off edges and steps; only those that do not move."""
     scene = context.scene
     fixed = [n for n in [0, *scene.visible_ids(i)] if n == 0 or not scene.objects[n].moving]
@@ -104,20 +104,22 @@ def see_again(scene: Scene, i: int, j: int, names: npt.ArrayLike) -> tuple[F64, 
     return seen_xy, gap, seen_depth
 
 
-def _others(context: TaskContext, pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> list[tuple[int, int]] | None:
-    """Three wrong choices for the first pair, from where the others are seen; the right one's rank by nearness to the coordinates
-    of the point asked about is uniform over 0..3."""
-    p, q = pairs[0]
-    reach = _far(p, q)
-    sides: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-    for _, other in pairs[1:]:
-        side = sides[_far(other, p) < reach]
-        if len(side) < 3 and all(_far(other, t) >= MIN_APART for t in [q, *sides[True], *sides[False]]):
-            side.append(other)
-    if min(map(len, sides.values())) < 3:
-        return None  # whatever the rank, else the ranks that are easy to have would be more frequent
-    rank = context.rng.randrange(4)
-    return [*sides[True][:rank], *sides[False][: 3 - rank]]
+def _others(context: TaskContext, found: list[Pair]) -> list[tuple[int, int]] | None:
+    """Three wrong choices for the first pair: its point shifted as other points of the scene are between two frames."""
+    p, q = found[0]
+    others = list(found[1:])
+    for _ in range(3):
+        i, j = context.rng.sample(range(context.scene.num_frames), 2)
+        others += visible_pairs(context, i, j, tries=10)
+    context.rng.shuffle(others)
+    taken: list[tuple[int, int]] = []
+    for start, end in others:
+        x, y = p[0] + end[0] - start[0], p[1] + end[1] - start[1]
+        if 20 <= x < 980 and 20 <= y < 980 and all(_far((x, y), t) >= MIN_APART for t in [q, *taken]):
+            taken.append((x, y))
+            if len(taken) == 3:
+                return taken
+    return None
 
 
 def _far(a: tuple[int, int], b: tuple[int, int]) -> float:
