@@ -30,7 +30,7 @@ from ov2_core.config import RunConfig, with_overrides
 from ov2_core.config import recipe as named_recipe
 from ov2_core.data.keys import key_of
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import FEATURES_RECIPE
+from ov2_core.storage.layout import FEATURES_RECIPE, SPATIAL_RECIPE
 from schemas.run import VerifyReport
 
 HELP = """Video corpora to codec-token shards.
@@ -148,9 +148,13 @@ def verify(
 ) -> None:
     """Prove that manifest = committed + filtered + quarantined, that every tar can be read and every digest is right."""
     with _errors():
+        from ov2_core.spatial.run_files import verify_spatial
         from ov2_core.storage.verify import verify_run
+        from pipelines.run_identity import load_run_record
 
-        found = verify_run(Store(run), deep=not quick)
+        record = load_run_record(Store(run))
+        spatial = record is not None and record.recipe == SPATIAL_RECIPE
+        found = verify_spatial(Store(run)) if spatial else verify_run(Store(run), deep=not quick)
         print(found.model_dump_json(indent=2) if as_json else verify_text(found))
     raise typer.Exit(0 if found.ok else EXIT_INVALID)
 
