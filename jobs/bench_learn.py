@@ -35,9 +35,9 @@ RECIPES = {"codec": "codec", "evidence": "evidence", "frames": "uniform"}
 SEQUENCE_LENGTH = 2048
 SETTINGS = (
     "global_batch=5",
-    "visual.learning_rate=4e-3",
-    "connector.learning_rate=5e-3",
-    "language.learning_rate=5e-3",
+    "visual.learning_rate=3e-3",
+    "connector.learning_rate=3e-3",
+    "language.learning_rate=3e-3",
     "warmup_share=0.05",
     "beta2=0.98",
     "epsilon=1e-8",
@@ -53,20 +53,26 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ov2 bench learn", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--input", default="codec,frames", help=f"forms of input: {', '.join(RECIPES)}")
     parser.add_argument("--questions", default=",".join(QUESTIONS), help="what is asked of each clip")
+    parser.add_argument("--words", action="store_true", help="answers in full; by default their first letters")
     parser.add_argument("--clips", type=int, default=2000, help="to train on")
     parser.add_argument("--budget", type=int, default=8, help="canvases or frames of a clip")
     parser.add_argument("--held-out", type=int, default=200, help="to be judged by")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0, help="of clips, weights and order")
     parser.add_argument("--set", action="append", default=[], help="override a field of the training recipe")
     parser.add_argument("--workers", type=int, default=0, help="of tokenization; 0: in this process")
     parser.add_argument("--work", type=Path, help="keep clips, runs and checkpoints here; what is there is used again")
+    parser.add_argument(
+        "--from-json", type=Path, action="append", help="show reports written before, of one seed, together"
+    )
     parser.add_argument("--json", type=Path, help="write the numbers as JSON")
     parser.add_argument("--markdown", type=Path, help="write the table between its markers in this file")
     args = parser.parse_args(None if argv is None else list(argv))
     forms = args.input.split(",")
     if unknown := set(forms) - set(RECIPES):
         raise ValueError(f"--input must be of {', '.join(RECIPES)}, got {', '.join(sorted(unknown))}")
+    if args.from_json:
+        return _show(merged([json.loads(path.read_text()) for path in args.from_json]), args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with _folder(args.work) as folder:
         report = learn(
@@ -80,7 +86,12 @@ def main(argv: Iterable[str] | None = None) -> int:
             seed=args.seed,
             settings=args.set,
             workers=args.workers,
+            initials=not args.words,
         )
+    return _show(report, args)
+
+
+def _show(report: dict[str, Any], args: argparse.Namespace) -> int:
     print(table_text(report))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -101,8 +112,9 @@ def learn(
     seed: int = 0,
     settings: Sequence[str] = (),
     workers: int = 0,
+    initials: bool = True,
 ) -> dict[str, Any]:
-    """Trains and judges a model for each form of input; the report.
+    """Trains and judges a model for each form of input; the report. `initials`: see write_shape_clips.
 
     Raises:
         ValueError: an unknown form, question or setting.
@@ -110,10 +122,10 @@ def learn(
     folder.mkdir(parents=True, exist_ok=True)
     manifests = {}
     for split, number in (("train", num_clips), ("held_out", num_held_out)):
-        clips = folder / f"{split}-{number}-{seed}-{'-'.join(questions)}"
+        clips = folder / f"{split}-{number}-{seed}-{'-'.join(questions)}-{'initials' if initials else 'words'}"
         manifests[split] = clips / "manifest.jsonl"
         if not manifests[split].exists():
-            write_shape_clips(clips, num_clips=number, split=split, seed=seed, questions=questions)  # type: ignore[arg-type]
+            write_shape_clips(clips, num_clips=number, split=split, seed=seed, questions=questions, initials=initials)
     found = {}
     for form in forms:
         began = time.perf_counter()
@@ -144,6 +156,7 @@ def learn(
         "held_out": num_held_out,
         "steps": num_steps,
         "seed": seed,
+        "answers": "initials" if initials else "words",
         "settings": [*SETTINGS, *settings],
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} usable CPUs",
@@ -246,8 +259,8 @@ def table_text(report: dict[str, Any]) -> str:
     names = list(next(iter(report["forms"].values()))["accuracy"])
     lines = [
         f"Measured {report['date']} on {report['machine']}, load {report['load_average']}: {report['clips']} clips, "
-        f"{report['steps']} steps, seed {report['seed']}, judged on {report['held_out']} held-out clips. Share of answers "
-        "that greedy decoding gives word for word, with the 95 % interval.",
+        f"{report['steps']} steps, seed {report['seed']}, judged on {report['held_out']} held-out clips. Answers are "
+        f"{report['answers']}; share that greedy decoding gives exactly, with the 95 % interval.",
         "",
         "| input | " + " | ".join(names) + " | loss | train minutes |",
         "| --- |" + " ---: |" * (len(names) + 2),
@@ -261,6 +274,23 @@ def table_text(report: dict[str, Any]) -> str:
             f"| {form} ({found['recipe']}) | {' | '.join(cells)} | {losses} | {found['train_seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)
+
+
+def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Reports of several forms of input as one.
+
+    Raises:
+        ValueError: they were not trained and judged alike.
+    """
+    for name in ("clips", "held_out", "steps", "seed", "answers", "settings"):
+        if any(report[name] != reports[0][name] for report in reports):
+            raise ValueError(f"reports differ in {name}: {', '.join(str(report[name]) for report in reports)}")
+    load = max(report["load_average"] for report in reports)
+    return {
+        **reports[0],
+        "load_average": load,
+        "forms": {k: v for report in reports for k, v in report["forms"].items()},
+    }
 
 
 def write_section(text: str, path: Path) -> None:

@@ -1,0 +1,72 @@
+"""`ov2 bench learn`: a model that is trained on generated clips answers questions about others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from jobs.bench_learn import (
+    accuracy,
+    build_stage,
+    judge,
+    main,
+    tokenized,
+    train_tiny,
+    wilson_interval,
+    write_section,
+)
+from ov2_core.evals.moving_shapes import write_shape_clips
+
+FAST = ["global_batch=1", "connector.learning_rate=5e-3", "language.learning_rate=5e-3"]
+
+
+def test_colours_of_unseen_clips_are_learned_from_codec_canvases_and_from_frames(tmp_path: Path) -> None:
+    """One model for both."""
+    runs = {}
+    for split, number in (("train", 100), ("held_out", 40)):
+        manifest = write_shape_clips(
+            tmp_path / split, num_clips=number, split=split, questions=["colour"], initials=True
+        )
+        runs[split] = [tokenized(manifest, recipe) for recipe in ("codec-4", "uniform-4")]
+    build_stage(tmp_path / "stage", runs["train"])
+    train_tiny(tmp_path / "stage", tmp_path / "trained", num_steps=120, settings=FAST)
+    for run in runs["held_out"]:
+        found = accuracy(judge(tmp_path / "trained", run)["colour"], "colour")
+        assert found["low"] > 1.5 * found["chance"], (run.name, found)
+
+
+@pytest.mark.slow
+def test_colours_counts_events_and_directions_of_unseen_clips_are_learned(tmp_path: Path) -> None:
+    """Minutes."""
+    arguments = ["--clips", "2000", "--steps", "600", "--work", str(tmp_path), "--json", str(tmp_path / "report.json")]
+    assert main(arguments) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    for form in ("codec", "frames"):
+        for question in ("colour", "count", "event"):
+            found = report["forms"][form]["accuracy"][question]
+            assert found["low"] > 2 * found["chance"], (form, question, found)
+
+
+def test_intervals_are_those_of_wilson() -> None:
+    """Newcombe (1998), table I: 81 of 263 is .2553 to .3662, 0 of 20 is 0 to .1611."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+
+
+def test_the_table_replaces_what_stands_between_its_markers(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("Before.\n")
+    for text in ("first", "second"):
+        write_section(text, path)
+    assert path.read_text().startswith("Before.\n\n<!-- bench learn: begin -->\n\nsecond\n")
+    assert "first" not in path.read_text()
+    path.write_text("<!-- bench learn: begin -->")
+    with pytest.raises(ValueError, match="put the other back"):
+        write_section("third", path)
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="--input must be of"):
+        main(["--input", "sound"])
