@@ -1,8 +1,9 @@
 """`ov2 bench spatial`: proofs, guessing and cost of spatial questions on procedural scenes; the numbers of docs/benchmarks.md.
 
 Measured in one process: CPU seconds of making a scene, and of its questions (drafts and proofs) from the loaded scene. Every
-question that ships is read back from JSON and proven once more on fresh evidence; on a share of the scenes each is also moved just over the
-margin, and on as many the scene is written, read again (depth in whole millimetres) and its questions proven on that.
+question that ships is read back from JSON and proven once more on fresh evidence; on a share of the scenes each is also moved
+just over the margin, and on as many the scene is written, read again (depth in whole millimetres) and its questions proven on
+that.
 """
 
 import argparse
@@ -126,7 +127,7 @@ def markdown(results: Results, scores: list[BlindScore], *, seed: int) -> str:
         f"| shipped questions that the checker does not agree with | {results.num_disagreed} |",
         f"| answers moved just over the margin | {results.num_mutants:,} |",
         f"| of these, not rejected | {results.surviving.total()} |",
-        f"| questions proven again on scenes written and read (depth in mm) | {results.num_reread - fell:,} of "
+        f"| questions proven again on scenes written and read | {results.num_reread - fell:,} of "
         f"{results.num_reread:,} |",
         f"| questions a second and core, from loaded scenes (drafts and proofs) | {rate:,.0f} |",
         f"| CPU seconds of a scene: making it, its questions | {results.scene_seconds / results.num_scenes:.3f}, "

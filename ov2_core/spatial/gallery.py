@@ -247,7 +247,8 @@ def map_svg(asked: Asked, *, side_px: int = 300) -> str:
         eye, ahead = evidence.eye(frame)[:2], evidence.axis(frame, 2)[:2]
         (x1, y1), (x2, y2) = at(eye), at(eye + ahead / np.linalg.norm(ahead) * 0.7)
         shapes.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {_stroke("#d02020")}/>')
-        shapes.append(_circle(x1, y1, "#d02020", f"{asked.frames.index(frame) + 1}", radius=4))
+        shapes.append(_circle(x1, y1, "#d02020", "", radius=4))
+        shapes.append(_label(x1 + 6, y1 - 5, f"{asked.frames.index(frame) + 1}", "#d02020", halo="#fff"))
     if len(names) >= 3 and ("fac" in asked.text or "looking towards" in asked.text):
         a, b = (at(boxes[n].mean(axis=0)) for n in names[:2])
         shapes.append(f'<line x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}" {_stroke("#1060d0")}/>')

@@ -78,6 +78,7 @@ def make_scene(seed: int, number: int = 0, *, num_frames: int = 8, width_px: int
     focal = round(width_px / 2 / np.tan(np.radians(rng.uniform(66, 78)) / 2), 2)
     intrinsics = [focal, focal, width_px / 2, height_px / 2]
     depth, masks, rgb = _render(rng, room, things, poses, np.array(intrinsics), width_px, height_px)
+    depth = (np.rint(depth.astype(np.float64) * 1000) * 0.001).astype(np.float32)  # as it is stored: whole millimetres
     name = f"proc-{seed}-{number:06d}"
     record = SceneRecord(
         id=name,

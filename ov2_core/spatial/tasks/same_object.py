@@ -13,7 +13,7 @@ TEMPLATES = (
     "Is the object at {p} of {f0} the one at {q} of {f1} (0-999)?",
     "Look at {p} in {f0} and at {q} in {f1}, 0-999: one and the same object?",
 )
-MAX_APART = 80
+MAX_APART = 60
 
 
 def drafts(context: TaskContext) -> Iterator[Draft]:
@@ -35,8 +35,9 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
             context.drop("no smooth pixel")
             continue
         near = MAX_APART * width / 1000
+        place = context.some(start)
         pair = None
-        for _ in range(6):
+        for _ in range(8):
             yes_place = context.some(own)
             other = context.rng.choice([n for n in visible_j if n != number])
             places = scene.interior(j, other)
@@ -44,15 +45,19 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
                 continue
             rows, columns = np.divmod(places, width)
             row, column = divmod(yes_place, width)
-            close = np.flatnonzero(np.maximum(abs(rows - row), abs(columns - column)) <= near)
-            if len(close):
-                pair = yes_place, int(places[close[context.rng.randrange(len(close))]])
+            close = np.maximum(abs(rows - row), abs(columns - column)) <= near
+            # Between frames points hardly change their height, so a wrong one must be as likely to have shifted less as more.
+            less = abs(rows - place // width) < abs(row - place // width)
+            sides = np.flatnonzero(close & less), np.flatnonzero(close & ~less)
+            if len(sides[0]) and len(sides[1]):
+                side = context.rng.choice(sides)
+                pair = yes_place, int(places[side[context.rng.randrange(len(side))]])
                 break
         if pair is None:
             context.drop("no two neighbours that differ")
             continue
         yes = context.rng.random() < 0.5
-        p, q = context.pixel_name(context.some(start)), context.pixel_name(pair[0] if yes else pair[1])
+        p, q = context.pixel_name(place), context.pixel_name(pair[0] if yes else pair[1])
         frames = (i, j)
         yield Draft(
             question=context.say(
