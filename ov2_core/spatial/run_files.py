@@ -130,6 +130,7 @@ def verify_spatial(store: Store) -> VerifyReport:
             data = store.read_bytes(tar_rel(commit.shard))
             if hashlib.sha256(data).hexdigest() != commit.tar_digest:
                 errors.append(f"shard {commit.shard}: the tar's digest is not the committed one; {remedy}")
+                continue
             records = store.read_bytes(records_rel(commit.shard))
         except FileNotFoundError as error:
             errors.append(f"shard {commit.shard}: {error}; run `ov2 spatial` again, which publishes it")

@@ -13,9 +13,13 @@ from ov2_core.spatial.procedural import make_scene
 from ov2_core.spatial.recipe import SpatialRecipe
 from ov2_core.spatial.run_files import iter_questions, verify_spatial
 from ov2_core.spatial.scene_files import write_scene
+from ov2_core.spatial.sources import open_source
+from ov2_core.storage.commit import load_commit
 from ov2_core.storage.files import Store
-from pipelines.generate_spatial_qa import generate_spatial_qa
+from pipelines.generate_spatial_qa import SceneFeed, SpatialJob, TrialPassed, _Totals, generate_spatial_qa
 from pipelines.options import RunOptions
+from pipelines.progress import Counters
+from pipelines.scheduling import Verdict
 
 INLINE = RunOptions(workers=0, progress="off")
 RECIPE = SpatialRecipe(questions_per_type=3, scenes_per_shard=2)
@@ -127,6 +131,37 @@ def test_the_gallery_shows_each_type(tmp_path: Path) -> None:
     assert all(f"<h2>{kind}</h2>" in page for kind in types)
     assert page.count("<svg") > len(types)
     assert "<script" not in page
+
+
+def test_a_shard_that_kills_its_worker_is_taken_apart_and_only_the_bad_scene_falls(tmp_path: Path) -> None:
+    source = open_source("procedural:5?seed=1")
+    feed = SceneFeed(source, RECIPE, [0, 1, 2], Counters("spatial"), _Totals())
+    first = feed.pull()
+    assert first.payload.shard == 0
+    assert first.divisible
+    feed.condemned(first, Verdict("worker_died", "signal 11", 2))
+    trials = [feed.pull(), feed.pull()]
+    assert [trial.payload.number for trial in trials] == [0, 1]
+    feed.done(trials[0], TrialPassed(), None)
+    feed.condemned(trials[1], Verdict("worker_died", "signal 11", 3))
+    last = feed.pull()
+    assert not last.blamed
+    assert {number: row.reason for number, row in last.payload.fallen.items()} == {1: "worker_died"}
+    job = SpatialJob(
+        source=source,
+        store=Store(str(tmp_path)),
+        recipe=RECIPE,
+        config_digest="x",
+        export_folder=str(tmp_path / "scenes"),
+    )
+    done, _ = job.run(last.payload)
+    assert (done.num_scenes, done.num_made, done.quarantined) == (2, 1, ("worker_died",))
+    feed.done(last, done, None)
+    assert [feed.pull().payload.shard, feed.pull().payload.shard] == [1, 2]
+    assert not feed.finished
+    commit = load_commit(Store(str(tmp_path)), 0)
+    assert [row.line for row in commit.quarantined] == [2]
+    assert commit.quarantined[0].attempts == 3
 
 
 @pytest.mark.ray
