@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 Mode = Literal["codec", "uniform", "still"]
 Policy = Literal["saliency", "evidence"]
@@ -230,12 +230,12 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig
     Raises:
         ValueError: an unknown key (the message lists the valid ones) or a value of another type.
     """
+    roots = {f.name for f in dataclasses.fields(RunConfig)}
+    settings = []
     for key, text in overrides.items():
         path = key.split(".")
-        if path[0] not in {f.name for f in dataclasses.fields(RunConfig)}:
-            path = ["tokenizer", *path]
-        config = _set_path(config, path, text, key)
-    return config
+        settings.append(_Setting(key, path if path[0] in roots else ["tokenizer", *path], text))
+    return _set_all(config, settings)
 
 
 def with_settings(config: _Config, settings: Sequence[str]) -> _Config:
@@ -244,29 +244,45 @@ def with_settings(config: _Config, settings: Sequence[str]) -> _Config:
     Raises:
         ValueError: no "=", an unknown key (the valid ones are listed), or a value of another type.
     """
+    parsed = []
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ValueError(f"--set expects key=value, got {text!r}")
-        config = _set_path(config, key.strip().split("."), value, key.strip())
-    return config
+        parsed.append(_Setting(key.strip(), key.strip().split("."), value))
+    return _set_all(config, parsed)
 
 
-def _set_path(node: Any, path: list[str], text: str, key: str) -> Any:
-    names = [f.name for f in dataclasses.fields(node)]
-    if path[0] not in names or (len(path) == 1 and path[0] in _FIXED):
-        raise ValueError(
-            f"--set {key}: no such field {path[0]!r}; valid here: {', '.join(n for n in names if n not in _FIXED)}"
-        )
-    value = getattr(node, path[0])
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(value):
-            raise ValueError(f"--set {key}: {path[0]!r} has no fields")
-        return dataclasses.replace(node, **{path[0]: _set_path(value, path[1:], text, key)})
-    if dataclasses.is_dataclass(value):
-        raise ValueError(f"--set {key}: name one of its fields: {', '.join(f.name for f in dataclasses.fields(value))}")
-    hint = typing.get_type_hints(type(node))[path[0]]
-    return dataclasses.replace(node, **{path[0]: _parse(text, hint, key)})
+class _Setting(typing.NamedTuple):
+    key: str
+    """As it was written."""
+    path: list[str]
+    """What is left of it below the node in hand."""
+    text: str
+
+
+def _set_all(node: _Config, settings: Sequence[_Setting]) -> _Config:
+    """All fields of a node at once, so that it is validated once, whatever the order. Of one field the last setting counts."""
+    names = [f.name for f in dataclasses.fields(cast(Any, node))]
+    values: dict[str, Any] = {}
+    below: dict[str, list[_Setting]] = {}
+    for setting in settings:
+        name, rest = setting.path[0], setting.path[1:]
+        if name not in names or (not rest and name in _FIXED):
+            valid = ", ".join(n for n in names if n not in _FIXED)
+            raise ValueError(f"--set {setting.key}: no such field {name!r}; valid here: {valid}")
+        value = getattr(node, name)
+        if rest and not dataclasses.is_dataclass(value):
+            raise ValueError(f"--set {setting.key}: {name!r} has no fields")
+        if rest:
+            below.setdefault(name, []).append(setting._replace(path=rest))
+            continue
+        if dataclasses.is_dataclass(value):
+            fields = ", ".join(f.name for f in dataclasses.fields(value))
+            raise ValueError(f"--set {setting.key}: name one of its fields: {fields}")
+        values[name] = _parse(setting.text, typing.get_type_hints(type(node))[name], setting.key)
+    values |= {name: _set_all(getattr(node, name), part) for name, part in below.items()}
+    return cast(_Config, dataclasses.replace(cast(Any, node), **values))
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:

@@ -131,6 +131,7 @@ def write_shards(sizes: Mapping[str, int], read: Callable[[str], Tensor], root: 
         file = root / (SINGLE_NAME if total == 1 else f"model-{i:05d}-of-{total:05d}.safetensors")
         partial = file.with_suffix(".partial")
         save_file({name: read(name).detach().cpu().contiguous() for name in names}, partial, metadata={"format": "pt"})
+        partial.chmod(0o666 & ~_umask())  # safetensors makes files for their owner alone
         partial.replace(file)
         written.append(file)
         places.update(dict.fromkeys(names, file.name))
@@ -141,6 +142,13 @@ def write_shards(sizes: Mapping[str, int], read: Callable[[str], Tensor], root: 
         partial.replace(root / INDEX_NAME)
         written.append(root / INDEX_NAME)
     return written
+
+
+def _umask() -> int:
+    """Of this process, which can only be asked by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_json(path: Path) -> dict[str, Any]:

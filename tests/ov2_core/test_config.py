@@ -2,7 +2,7 @@
 
 import pytest
 
-from ov2_core.config import EvidenceConfig, GroupConfig, TokenizerConfig, digest, recipe, with_overrides
+from ov2_core.config import EvidenceConfig, GroupConfig, TokenizerConfig, digest, recipe, with_overrides, with_settings
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,22 @@ def test_overrides_name_the_bad_field(key, value):
 def test_config_refuses_impossible_values(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_that_need_each_other_may_come_in_any_order(order: int) -> None:
+    settings = ["budget=2", "groups.canvases_per_group=2"][::order]
+    config = with_settings(recipe("codec-32").tokenizer, settings)
+    assert (config.budget, config.groups.canvases_per_group) == (2, 2)
+    with pytest.raises(ValueError, match="budget"):
+        with_settings(recipe("codec-32").tokenizer, settings[:1] if order == 1 else settings[1:])
+
+
+def test_of_two_settings_of_one_field_the_last_counts() -> None:
+    assert with_settings(recipe("codec-32"), ["tokenizer.budget=8", "tokenizer.budget=16"]).tokenizer.budget == 16
+
+
+@pytest.mark.parametrize("text", ["budget", "=3", "groups.nothing=1", "budget.x=1", "groups=1", "policy=none"])
+def test_settings_that_are_none_are_named(text: str) -> None:
+    with pytest.raises(ValueError, match="--set"):
+        with_settings(recipe("codec-32").tokenizer, [text])

@@ -1,6 +1,8 @@
 """Checkpoint folders: strict loading that names what is wrong, shards, the standalone encoder both ways, merging, description."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -270,3 +272,12 @@ def test_description_counts_every_parameter(model, folder, tmp_path):
 
 def test_names_of_the_visual_part_start_as_released(folder):
     assert sum(name.startswith(ENCODER) for name in read_entries(folder)) > 20
+
+
+def test_saved_weights_are_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        (path,) = save_weights({"a": torch.zeros(2)}, tmp_path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
