@@ -1,15 +1,17 @@
 """Hypersim: SCENE/_detail and SCENE/images, exported to .npy.
 
 Documented layout (github.com/apple/ml-hypersim, README; not checked against a download):
-_detail/CAM/camera_keyframe_positions.hdf5 [F, 3] and camera_keyframe_orientations.hdf5 [F, 3, 3] (world from camera, the camera
-looks along -z with y up), in asset units; _detail/metadata_scene.csv holds meters_per_asset_unit;
-images/scene_CAM_final_preview/frame.F.color.jpg, images/scene_CAM_geometry_hdf5/frame.F.depth_meters.hdf5 (length of the ray,
-not z) and frame.F.semantic_instance.hdf5; boxes in
-_detail/mesh/metadata_semantic_instance_bounding_box_object_aligned_2d_{positions,extents,orientations}.hdf5. World z is up.
+_detail/CAM/camera_keyframe_positions.hdf5 [F, 3] and camera_keyframe_orientations.hdf5 [F, 3, 3] (of keyframes, whose frame
+numbers stand in camera_keyframe_frame_indices; world from camera, the camera looks along -z with y up), in asset units;
+_detail/metadata_scene.csv holds meters_per_asset_unit; images/scene_CAM_final_preview/frame.F.color.jpg (or tonemap),
+images/scene_CAM_geometry_hdf5/frame.F.depth_meters.hdf5 (length of the ray, not z) and frame.F.semantic_instance.hdf5; boxes
+in _detail/mesh/metadata_semantic_instance_bounding_box_object_aligned_2d_{positions,extents,orientations}.hdf5. World z is
+up.
 
 HDF5 needs a library that is no dependency here: convert each FILE.hdf5 to FILE.npy beside it (its one dataset). Labels come
-from _detail/mesh/labels.json {"instance": "label"}, ours, for Hypersim numbers them (NYU40). The focal length is the documented
-default, a horizontal field of view of 60 degrees, unless _detail/CAM/intrinsics.json {"fx", "fy", "cx", "cy"} says otherwise.
+from _detail/mesh/labels.json {"instance": "label"}, ours, for Hypersim numbers them (NYU40). The focal length is the
+documented default, a horizontal field of view of 60 degrees, unless _detail/CAM/intrinsics.json {"fx", "fy", "cx", "cy"} says
+otherwise.
 """
 
 import os
@@ -33,7 +35,7 @@ FOV_X_RADIANS = np.pi / 3
 FLIP = np.diag([1.0, -1.0, -1.0])
 """Their camera has y up and looks along -z; ours has y down and looks along z."""
 _BOXES = "metadata_semantic_instance_bounding_box_object_aligned_2d"
-_FRAME = re.compile(r"frame\.(\d+)\.color\.jpg")
+_FRAME = re.compile(r"frame\.(\d+)\.(color|tonemap)\.jpg")
 
 
 def find(folder: str) -> list[str]:
@@ -51,11 +53,12 @@ def read(folder: str) -> Scene:
     places = _npy(folder, name, f"_detail/{CAMERA}/camera_keyframe_positions.npy", "bad_pose") * scale
     turns = _npy(folder, name, f"_detail/{CAMERA}/camera_keyframe_orientations.npy", "bad_pose")
     shown = os.path.join(folder, "images", f"scene_{CAMERA}_final_preview")
-    numbers = sorted(int(m[1]) for m in map(_FRAME.fullmatch, os.listdir(shown)) if m)
-    if not numbers:
+    images = {int(m[1]): m[0] for m in map(_FRAME.fullmatch, sorted(os.listdir(shown), reverse=True)) if m}
+    keyframes = {number: k for k, number in enumerate(_keyframes(folder, len(places)))}
+    chosen = spread(sorted(images.keys() & keyframes.keys()), MAX_FRAMES)
+    if not chosen:
         raise BadItemError("malformed_scene", f"scene {name}: {shown} holds no frame.N.color.jpg", stage="spatial")
-    chosen = spread(numbers, MAX_FRAMES)
-    with Image.open(os.path.join(shown, f"frame.{chosen[0]:04d}.color.jpg")) as image:
+    with Image.open(os.path.join(shown, images[chosen[0]])) as image:
         width, height = image.size
     intrinsics = _intrinsics(folder, width, height)
     frames, depths, masks = [], [], []
@@ -65,10 +68,11 @@ def read(folder: str) -> Scene:
         mask = _npy(folder, name, f"{at}.semantic_instance.npy", "malformed_scene")
         masks.append(np.maximum(mask, 0).astype(np.int32))
         pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = turns[number] @ FLIP, places[number]
+        at_key = keyframes[number]
+        pose[:3, :3], pose[:3, 3] = turns[at_key] @ FLIP, places[at_key]
         frames.append(
             {
-                "rgb": f"images/scene_{CAMERA}_final_preview/frame.{number:04d}.color.jpg",
+                "rgb": f"images/scene_{CAMERA}_final_preview/{images[number]}",
                 "time_seconds": float(k),
                 "intrinsics_px": intrinsics,
                 "world_from_camera": pose.tolist(),
@@ -113,6 +117,12 @@ def depth_of_ray(distance_HW: F64, intrinsics: list[float]) -> F32:
     rows, columns = np.mgrid[: distance_HW.shape[0], : distance_HW.shape[1]] + 0.5
     length = np.sqrt(((columns - cx) / fx) ** 2 + ((rows - cy) / fy) ** 2 + 1)
     return np.asarray(np.nan_to_num(distance_HW / length, nan=0.0, posinf=0.0, neginf=0.0), np.float32)
+
+
+def _keyframes(folder: str, num: int) -> list[int]:
+    """Frame number of each keyframe; 0, 1, 2 ... where the file that says is missing."""
+    path = os.path.join(folder, "_detail", CAMERA, "camera_keyframe_frame_indices.npy")
+    return [int(k) for k in np.load(path, allow_pickle=False)] if os.path.exists(path) else list(range(num))
 
 
 def _intrinsics(folder: str, width: int, height: int) -> list[float]:

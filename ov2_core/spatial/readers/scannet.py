@@ -1,9 +1,9 @@
 """ScanNet: SCENE/color, depth, pose, intrinsic (as its SensReader exports them), instance PNGs and the aggregation's labels.
 
 Documented layout (github.com/ScanNet/ScanNet, README; not checked against a download): color/I.jpg, depth/I.png 16-bit in
-millimetres at 640 x 480, pose/I.txt world_from_camera 4 x 4 (-inf where tracking was lost), intrinsic/intrinsic_depth.txt 4 x
-4, instance-filt/I.png ids from 1, SCENE.aggregation.json with segGroups {id from 0, label}. Frames are taken at 30 a second.
-World z is up.
+millimetres at 640 x 480, pose/I.txt world_from_camera 4 x 4 (-inf where tracking was lost: such frames are left out),
+intrinsic/intrinsic_depth.txt 4 x 4, instance-filt/I.png ids from 1, SCENE.aggregation.json with segGroups {id from 0, label}.
+Frames are taken at 30 a second. World z is up.
 
 ScanNet has no boxes; each object's is the upright box of least footprint around the points that the chosen frames show of it.
 It is smaller than the object where no frame saw it whole. ScanNet++ exported into these folders (iPhone depth, rendered
@@ -51,6 +51,8 @@ def read(folder: str) -> Scene:
     frames, depths, masks = [], [], []
     for number in chosen:
         pose = _matrix(os.path.join(folder, "pose", f"{number}.txt"), "bad_pose", name)
+        if np.isinf(pose).any():
+            continue  # tracking was lost there
         check_rotation(pose, name, f"pose/{number}.txt")
         depth = read_image16(os.path.join(folder, "depth", f"{number}.png")).astype(np.float32) / 1000
         path = os.path.join(folder, "instance-filt", f"{number}.png")
@@ -68,6 +70,8 @@ def read(folder: str) -> Scene:
                 "world_from_camera": pose.tolist(),
             }
         )
+    if not frames:
+        raise BadItemError("bad_pose", f"scene {name}: tracking was lost in all frames chosen", stage="spatial")
     depth_FHW, masks_FHW = np.stack(depths).astype(np.float32), np.stack(masks).astype(np.int32)
     height, width = depth_FHW.shape[1:]
     labels = {int(g["id"]) + 1: str(g["label"]) for g in read_json(index_file(folder))["segGroups"]}

@@ -88,10 +88,30 @@ def test_molmo_tracks_give_tracks_alone(tmp_path) -> None:
 def test_a_damaged_file_is_named(tmp_path, name: str, damage: str, reason: str) -> None:
     source = open_source(str(WRITERS[name](tmp_path, hand_scene())))
     path = next(tmp_path.glob("*")) / damage
-    path.write_text("-inf -inf -inf -inf\n" * 4)
+    path.write_text("1 0 0 0\n" * 4)
     with pytest.raises(BadItemError) as caught:
         source.load(0)
     assert caught.value.reason == reason
+
+
+def test_frames_in_which_scannet_lost_track_are_left_out(tmp_path) -> None:
+    source = open_source(str(write_scannet(tmp_path, hand_scene())))
+    poses = tmp_path / "scene0000_00" / "pose"
+    (poses / "0.txt").write_text("-inf -inf -inf -inf\n" * 4)
+    assert [frame.rgb for frame in source.load(0).record.frames] == ["color/30.jpg"]
+    (poses / "30.txt").write_text("-inf -inf -inf -inf\n" * 4)
+    with pytest.raises(BadItemError, match="lost"):
+        source.load(0)
+
+
+def test_hypersim_poses_are_those_of_the_frame_numbers(tmp_path) -> None:
+    scene = hand_scene()
+    source = open_source(str(write_hypersim(tmp_path, scene)))
+    camera = tmp_path / "ai_001_001" / "_detail" / "cam_00"
+    np.save(camera / "camera_keyframe_frame_indices.npy", np.array([1, 0]))
+    np.testing.assert_allclose(
+        source.load(0).world_from_camera_F44[:, :3, 3], scene.world_from_camera_F44[::-1, :3, 3], atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("text", ["procedural:0", "procedural:x", "procedural", "/nowhere/at/all"])
