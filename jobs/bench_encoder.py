@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.bench_markdown import write_section
+
 BEGIN, END = "<!-- bench encoder: begin -->", "<!-- bench encoder: end -->"
 HEADER = (
     "case",
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.markdown:
-        write_section(table_text(report), options.markdown)
+        write_section(table_text(report), options.markdown, begin=BEGIN, end=END, heading="## Encoder")
     return 0
 
 
@@ -168,23 +170,6 @@ def table_text(report: dict[str, Any]) -> str:
 def shares(case: dict[str, Any]) -> list[float]:
     """Share of the matrix product's rate, pass by pass."""
     return [case["flops"] / s / p for s, p in zip(case["seconds"], case["peak_flops"], strict=True)]
-
-
-def write_section(text: str, path: Path) -> None:
-    """Replaces what stands between the markers, or appends both; the rest of the file is not touched.
-
-    Raises:
-        ValueError: one marker without the other.
-    """
-    old = path.read_text() if path.exists() else ""
-    if (BEGIN in old) != (END in old):
-        raise ValueError(f"{path} holds only one of {BEGIN} and {END}; put the other back")
-    section = f"{BEGIN}\n\n{text}\n\n{END}"
-    if BEGIN in old:
-        head, rest = old.split(BEGIN, 1)
-        path.write_text(head + section + rest.split(END, 1)[1])
-    else:
-        path.write_text((old.rstrip() + "\n\n" if old.strip() else "") + f"## Encoder\n\n{section}\n")
 
 
 def _row(case: dict[str, Any], kind: str) -> list[str]:

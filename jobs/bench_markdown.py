@@ -3,8 +3,8 @@
 from pathlib import Path
 
 
-def write_section(text: str, path: Path, *, begin: str, end: str) -> None:
-    """Replaces what stands between the markers, or appends both to the file.
+def write_section(text: str, path: Path, *, begin: str, end: str, heading: str | None = None) -> None:
+    """Replaces what stands between the markers, or appends both under a heading; the rest of the file is not touched.
 
     Raises:
         ValueError: one marker without the other.
@@ -17,4 +17,5 @@ def write_section(text: str, path: Path, *, begin: str, end: str) -> None:
         head, rest = old.split(begin, 1)
         path.write_text(head + section + rest.split(end, 1)[1])
     else:
-        path.write_text(f"{old.rstrip()}\n\n{section}\n" if old.strip() else section + "\n")
+        parts = [old.rstrip(), heading or "", section]
+        path.write_text("\n\n".join(part for part in parts if part) + "\n")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench_encoder import cpu_name
+from jobs.bench_markdown import write_section
 
 BEGIN, END = "<!-- bench train: begin -->", "<!-- bench train: end -->"
 SIDES = {
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.markdown:
-        write_section(table_text(report), options.markdown)
+        write_section(table_text(report), options.markdown, begin=BEGIN, end=END, heading="## Training")
     return 0
 
 
@@ -206,23 +207,6 @@ def ratios(report: dict[str, Any], clock: str) -> list[float]:
         statistics.median(theirs[clock]) / statistics.median(ours[clock])
         for ours, theirs in zip(report["rounds"]["ours"], report["rounds"]["trainer"], strict=True)
     ]
-
-
-def write_section(text: str, path: Path) -> None:
-    """Replaces what stands between the markers, or appends both; the rest of the file is not touched.
-
-    Raises:
-        ValueError: one marker without the other.
-    """
-    old = path.read_text() if path.exists() else ""
-    if (BEGIN in old) != (END in old):
-        raise ValueError(f"{path} holds only one of {BEGIN} and {END}; put the other back")
-    section = f"{BEGIN}\n\n{text}\n\n{END}"
-    if BEGIN in old:
-        head, rest = old.split(BEGIN, 1)
-        path.write_text(head + section + rest.split(END, 1)[1])
-    else:
-        path.write_text((old.rstrip() + "\n\n" if old.strip() else "") + f"## Training\n\n{section}\n")
 
 
 def _row(side: str, found: list[dict[str, Any]]) -> list[str]:

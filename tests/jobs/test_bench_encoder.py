@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="the encoder needs transformers")
 
 import torch
 
-from jobs.bench_encoder import BEGIN, END, main, write_section
+from jobs.bench_encoder import main
 from ov2_core.model import OneVisionEncoder, OneVisionEncoderConfig
 from ov2_core.model.measure import encoder_flops
 
@@ -58,16 +58,6 @@ def test_bench_encoder_runs_and_writes_its_section(tmp_path, capsys):
     assert text.startswith("# Benchmarks\n\nBefore.\n\n## Encoder\n")
     assert "| 5 canvases of 28x28, windows of 4 | 2 x 16 | grouped |" in text
     assert "share of best" in capsys.readouterr().out
-
-
-def test_section_is_replaced_between_its_markers(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"Before.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
-    write_section("new", page)
-    assert page.read_text() == f"Before.\n\n{BEGIN}\n\nnew\n\n{END}\n\nAfter.\n"
-    page.write_text(BEGIN)
-    with pytest.raises(ValueError, match="only one of"):
-        write_section("new", page)
 
 
 def test_size_that_is_no_multiple_of_a_block_is_refused():

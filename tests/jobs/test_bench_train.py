@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from jobs.bench_train import BEGIN, END, main, ratios, write_section
+from jobs.bench_train import main, ratios
 from jobs.bench_train_stage import describe, make_stage
 from ov2_core.data.loader import StageLoader
 
@@ -50,16 +50,6 @@ def test_both_sides_train_the_same_and_the_section_is_written(
     said = capsys.readouterr().out
     assert said.strip() in markdown.read_text()
     assert "tokens/CPU s" in said
-
-
-def test_the_section_is_replaced_between_its_markers(tmp_path: Path) -> None:
-    path = tmp_path / "benchmarks.md"
-    path.write_text(f"# A\n\n{BEGIN}\nold\n{END}\n\n# B\n")
-    write_section("new", path)
-    assert path.read_text() == f"# A\n\n{BEGIN}\n\nnew\n\n{END}\n\n# B\n"
-    path.write_text(f"{BEGIN}\n")
-    with pytest.raises(ValueError, match="only one of"):
-        write_section("new", path)
 
 
 def test_a_wrong_setting_is_told_before_anything_is_made() -> None:
