@@ -19,7 +19,7 @@ from jobs.bench_learn import (
 )
 from ov2_core.evals.moving_shapes import write_shape_clips
 
-FAST = ["global_batch=1", "connector.learning_rate=5e-3", "language.learning_rate=5e-3"]
+FAST = ["global_batch=1", "connector.learning_rate=5e-3", "language.learning_rate=5e-3", "visual.learning_rate=3e-3"]
 
 
 def test_colours_of_unseen_clips_are_learned_from_codec_canvases_and_from_frames(tmp_path: Path) -> None:
