@@ -8,6 +8,7 @@ import re
 from functools import cached_property
 from itertools import product
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +21,18 @@ BOX_SHARE = 0.9
 _SIGNS = np.array(list(product((-1.0, 1.0), repeat=3)))
 MAX_POINTS = 240
 """Of an object in a frame."""
+
+
+@numba.njit(cache=True, nogil=True)
+def nearest(points_3N: F64, point: F64) -> tuple[int, float]:
+    """(place, squared distance) of the point nearest to another, of all; -1 where all are NaN. First of equals."""
+    best, least = -1, np.inf
+    for k in range(points_3N.shape[1]):
+        x, y, z = points_3N[0, k] - point[0], points_3N[1, k] - point[1], points_3N[2, k] - point[2]
+        squared = x * x + y * y + z * z
+        if squared < least:  # false for NaN
+            best, least = k, squared
+    return best, least
 
 
 class UnprovableError(ValueError):
@@ -95,11 +108,11 @@ class Evidence:
 
     def nearest_pixel(self, frame: int, point: F64) -> tuple[int, int, float]:
         """(row, column) of the pixel whose point lies nearest to a point of the world, and how far it is: a search over all."""
-        x, y, z = self.world(frame)
-        squared = (x - point[0]) ** 2 + (y - point[1]) ** 2 + (z - point[2]) ** 2
-        best = int(np.nanargmin(squared))
+        best, squared = nearest(self.world(frame), point)
+        if best < 0:
+            raise UnprovableError("a frame has no depth")
         row, column = divmod(best, self.record.width_px)
-        return row, column, float(np.sqrt(squared[best]))
+        return row, column, float(np.sqrt(squared))
 
     @cached_property
     def _pixels(self) -> list[dict[int, npt.NDArray[np.int64]]]:

@@ -36,6 +36,10 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
     if scene.num_frames < 2:
         context.drop("one frame")
         return
+    shifts: list[Pair] = []
+    for _ in range(12):
+        i, j = context.rng.sample(range(scene.num_frames), 2)
+        shifts += visible_pairs(context, i, j, tries=10)
     for _ in context.attempts():
         i, j = context.rng.sample(range(scene.num_frames), 2)
         choose = context.rng.random() < 0.5
@@ -49,7 +53,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         if not choose:
             yield Draft(question=context.say(FREE, **names), answer=points_text([q]), frames=frames, difficulty="hard")
             continue
-        others = _others(context, found)
+        others = _others(context, found, shifts)
         if others is None:
             context.drop("too few wrong choices")
             continue
@@ -104,13 +108,10 @@ def see_again(scene: Scene, i: int, j: int, names: npt.ArrayLike) -> tuple[F64, 
     return seen_xy, gap, seen_depth
 
 
-def _others(context: TaskContext, found: list[Pair]) -> list[tuple[int, int]] | None:
+def _others(context: TaskContext, found: list[Pair], shifts: list[Pair]) -> list[tuple[int, int]] | None:
     """Three wrong choices for the first pair: its point shifted as other points of the scene are between two frames."""
     p, q = found[0]
-    others = list(found[1:])
-    for _ in range(3):
-        i, j = context.rng.sample(range(context.scene.num_frames), 2)
-        others += visible_pairs(context, i, j, tries=10)
+    others = [*found[1:], *context.rng.sample(shifts, min(len(shifts), 30))]
     context.rng.shuffle(others)
     taken: list[tuple[int, int]] = []
     for start, end in others:

@@ -86,7 +86,7 @@ def _clear(context: TaskContext) -> Draft | None:
     low = np.array(room.floor_polygon_xy_m).min(axis=0) + 0.15
     high = np.array(room.floor_polygon_xy_m).max(axis=0) - 0.15
     moving = [c[:2] for t in scene.record.objects if t.moving for c in scene.track_centers(t.id) if c is not None]
-    for _ in range(16):
+    for _ in range(10):
         angles = [context.rng.uniform(-np.pi, np.pi) for _ in range(2)]
         start, end = (
             at[k] + (reach[k] + context.rng.uniform(0.3, 0.6)) * np.array([np.cos(angles[k]), np.sin(angles[k])])

@@ -240,6 +240,23 @@ def test_the_blind_solver_finds_what_can_be_guessed() -> None:
     assert abs(scores["order_depth"].excess) < 0.05
 
 
+def test_the_search_for_the_nearest_point_is_that_of_numpy(made) -> None:
+    import numpy as np
+
+    from ov2_core.spatial.checker.evidence import nearest
+
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = rng.normal(size=(3, 500))
+        points[:, rng.integers(0, 500, 40)] = np.nan
+        point = rng.normal(size=3)
+        squared = ((points - point[:, None]) ** 2).sum(axis=0)
+        best, least = nearest(points, point)
+        assert best == np.nanargmin(squared)
+        assert least == pytest.approx(np.nanmin(squared))
+    assert nearest(np.full((3, 4), np.nan), np.zeros(3))[0] == -1
+
+
 def test_a_question_that_names_an_unknown_or_ambiguous_thing_is_unprovable(made) -> None:
     scene, _ = made[0]
     evidence = Evidence(scene)
