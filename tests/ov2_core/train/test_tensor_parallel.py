@@ -29,6 +29,7 @@ def test_two_ranks_that_share_layers_train_as_one_and_one_goes_on(train_stage: P
         assert one[1:] == pytest.approx(other[1:], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_heads_that_ranks_cannot_share_are_told(train_stage: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     three = train_command(
