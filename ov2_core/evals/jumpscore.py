@@ -4,13 +4,14 @@ Enters: answers as text, true times. Leaves: average precision at each tolerance
 of seconds. The reading of answers follows the published scorer (the task "jumpscore" of lmms-eval), first that finds something:
 
 1. numbers with an s behind them: "at 0.28s and 4.44 s";
-2. the longest bracketed list, in a json fence or bare, a trailing comma allowed: its numbers, and texts that are numbers (with an
-   s or without); where it is no JSON, whatever numbers stand between the brackets;
+2. the longest bracketed list, in a json fence or bare (then up to the first closing bracket), a trailing comma allowed: its
+   numbers, and texts that are numbers (with an s or without); where it is no JSON, whatever numbers stand between the brackets;
 3. all numbers of the text.
 
+Tolerances are held in binary fractions, as the published scorer holds them: 0.38 is within 0.1 of 0.28, 0.4 is not of 0.3.
 Departures, each without effect on a list that a model gives as asked for: numbers that are not finite are left out; true and
-false are no numbers; a tolerance holds its border (0.4 is within 0.1 of 0.3, which binary fractions deny); and an answer without
-any number and without an empty list is unreadable and scores 0, also where no jump is true (the published scorer gives it 1).
+false are no numbers; and an answer without any number and without an empty list is unreadable and scores 0, also where no jump
+is true (the published scorer gives it 1).
 """
 
 import json
@@ -20,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ov2_core.evals.item import ItemScore, Mark
 
 PROMPT = (
@@ -27,16 +30,16 @@ PROMPT = (
     "The start is defined as the moment the rope is behind the legs.\nExample [0.06, 0.47,...]"
 )
 TOLERANCES_SECONDS = (0.1, 0.2, 0.3)
-BORDER_SECONDS = 1e-9
-"""A distance counts as within a tolerance up to so much above it."""
 
 MAX_CHARACTERS = 200_000
 """Of an answer that are read; a model that runs on is not allowed to stall the scorer."""
 
-_WITH_UNIT = re.compile(r"(?<!\d)(\d{1,40}(?:\.\d{1,40})?)\s{0,8}s\b", re.ASCII)
-_LIST = re.compile(r"\[([^\[\]]*)\]")
-_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b", re.ASCII)
-_TRAILING_COMMA = re.compile(r",\s*\]$")
+_WITH_UNIT = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)\s*s\b")
+_OPENING = re.compile(r"```json\s*(?=\[)|\[")
+_FENCE_END = re.compile(r"\]\s*```")
+_EMPTY_LIST = re.compile(r"\[\s*\]")
+_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
+_TRAILING_COMMA = re.compile(r",\s*\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,33 @@ def parse_times(text: str) -> list[float] | None:
     lowered = text[:MAX_CHARACTERS].lower()
     if times := _finite(_WITH_UNIT.findall(lowered)):
         return times
-    lists = [match[0] for match in _LIST.finditer(lowered)]
+    lists = bracketed_lists(lowered)
     if lists and (times := _of_list(max(lists, key=len))):
         return times
     if times := _finite(_NUMBER.findall(lowered)):
         return times
-    return [] if any(not text[1:-1].strip() for text in lists) else None
+    return [] if _EMPTY_LIST.search(lowered) else None
+
+
+def bracketed_lists(text: str) -> list[str]:
+    """From each "[" to the next "]", or in a json fence to the "]" that stands before its end; none overlaps. In linear time."""
+    found, at, fences_end = [], 0, True
+    while opening := _OPENING.search(text, at):
+        end = None
+        if opening[0] != "[":
+            end = _FENCE_END.search(text, opening.end()) if fences_end else None
+            fences_end = end is not None
+            at = opening.end()  # a fence that nothing closes: its list is a bare one
+        if end is not None:
+            found.append(text[opening.end() : end.start() + 1])
+            at = end.end()
+        elif opening[0] == "[":
+            closing = text.find("]", opening.end())
+            if closing < 0:
+                break
+            found.append(text[opening.start() : closing + 1])
+            at = closing + 1
+    return found
 
 
 def parse_truth(answer: Any) -> list[float]:
@@ -93,24 +117,25 @@ def match_times(predicted: Sequence[float], truth: Sequence[float], tolerance_se
     AP = sum over predictions of precision x step in recall, not interpolated; both lists empty: 1; one alone: 0.
 
     Raises:
-        ValueError: a tolerance below 0.
+        ValueError: a tolerance below 0, or not finite.
     """
-    if not tolerance_seconds >= 0:
-        raise ValueError(f"tolerance_seconds must be >= 0, got {tolerance_seconds}")
-    free = set(range(len(truth)))
+    if not 0 <= tolerance_seconds < math.inf:
+        raise ValueError(f"tolerance_seconds must be >= 0 and finite, got {tolerance_seconds}")
+    if not truth:
+        return Match((None,) * len(predicted), 0.0 if predicted else 1.0)
+    free_T = np.array(truth, np.float64)  # infinite where taken
     found: list[int | None] = []
     precision_sum, hits = 0.0, 0
     for place, time in enumerate(sorted(predicted), 1):
-        nearest = min(free, key=lambda i: (abs(truth[i] - time), i), default=None)
-        if nearest is not None and abs(truth[nearest] - time) <= tolerance_seconds + BORDER_SECONDS:
-            free.remove(nearest)
+        distance_T = np.abs(free_T - time)
+        nearest = int(distance_T.argmin())
+        if distance_T[nearest] <= tolerance_seconds:
+            free_T[nearest] = np.inf
             hits += 1
             precision_sum += hits / place
             found.append(nearest)
         else:
             found.append(None)
-    if not truth:
-        return Match(tuple(found), 0.0 if predicted else 1.0)
     return Match(tuple(found), precision_sum / len(truth))
 
 

@@ -5,7 +5,8 @@ its kind. `kind` decides the measure and is told by the row, or by its answer:
 
 - choice: the letter of `choices` (or its text) is right: `accuracy`.
 - number: mean relative accuracy as VSI-Bench defines it (Yang et al. 2024): the mean over thresholds q = .5, .55 ... .95 of
-  |p - t| / t <= 1 - q: `MRA`. A true 0 asks for 0.
+  |p - t| / t <= 1 - q, in binary fractions as the published scorer computes it (2.7 for 2.0 is not within .65): `MRA`. A true 0
+  asks for 0.
 - point: `[(x, y)]`, 0-1000, inside the row's `mask` (a PNG, white is inside) or `box` (x1, y1, x2, y2, half-open): `point_in_mask`,
   the share of the predicted points that are.
 - box: `[x1, y1, x2, y2]`, 0-999: `box_iou`.
@@ -31,12 +32,11 @@ from ov2_core.evals.item import ItemScore
 
 Kind = Literal["choice", "number", "point", "box", "trace", "text"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MRA_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+MRA_THRESHOLDS = tuple(float(threshold) for threshold in np.linspace(0.5, 0.95, 10))
 TRACE_TOLERANCE = 200.0
 TRACE_WAYPOINTS = 32
 MAX_CHARACTERS = 20_000
 MAX_POINTS = 2000
-_BORDER = 1e-9
 
 _NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?(?:e[+-]?\d{1,3})?", re.ASCII)
 _TUPLE = re.compile(r"[(\[]([^()\[\]]{1,400})[)\]]")
@@ -58,7 +58,7 @@ class SpatialTruth:
 def mean_relative_accuracy(predicted: float, truth: float) -> float:
     """VSI-Bench: share of the thresholds .5, .55, ..., .95 at which the relative error is at most 1 - threshold."""
     error = abs(predicted - truth) / abs(truth) if truth else (0.0 if predicted == 0 else math.inf)
-    return sum(error <= 1 - threshold + _BORDER for threshold in MRA_THRESHOLDS) / len(MRA_THRESHOLDS)
+    return sum(error <= 1 - threshold for threshold in MRA_THRESHOLDS) / len(MRA_THRESHOLDS)
 
 
 def points_inside(points_xy: Sequence[tuple[float, float]], mask_HW: npt.NDArray[np.bool_]) -> float:

@@ -32,6 +32,7 @@ def score(row, answer, folder=""):
     [
         (2.0, 2.0, 1.0),
         (2.2, 2.0, 0.9),  # 10 % off: all but the threshold .95
+        (2.7, 2.0, 0.3),  # 35 % in words, a hair more in binary fractions, as the published scorer counts
         (1.0, 2.0, 0.1),  # 50 % off: the threshold .5 alone
         (3.02, 2.0, 0.0),
         (2.1, 2.0, 1.0),  # 5 % off is just within .95
@@ -42,6 +43,13 @@ def score(row, answer, folder=""):
 )
 def test_mean_relative_accuracy_by_hand(predicted, truth, expected):
     assert mean_relative_accuracy(predicted, truth) == pytest.approx(expected)
+
+
+@given(st.integers(0, 4000).map(lambda n: n / 100), st.integers(1, 2000).map(lambda n: n / 100))
+@settings(max_examples=300, deadline=None)
+def test_mean_relative_accuracy_equals_counting_thresholds(predicted, truth):
+    within = abs(predicted - truth) / truth <= 1 - np.linspace(0.5, 0.95, 10)
+    assert mean_relative_accuracy(predicted, truth) == pytest.approx(float(within.mean()), abs=1e-12)
 
 
 @given(st.floats(0.01, 1e4), st.floats(0.01, 1e4), st.floats(0.01, 100))
