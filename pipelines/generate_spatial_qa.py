@@ -80,8 +80,8 @@ def generate_spatial_qa(
 ) -> SpatialSummary:
     """Makes, or goes on with, a spatial run: afterwards all its shards are committed, and records and report are written.
 
-    export_folder: where scenes are written in our plain format. Procedural scenes always are, for their frames are files nowhere
-    else: into RUN/scenes, if no folder is given.
+    export_folder: where scenes are written in our plain format. Scenes whose frames are files nowhere else (procedural ones, tars,
+    videos) always are: into RUN/scenes, if no folder is given.
 
     Raises:
         ValueError: the source cannot be read, or the store holds another run (each difference is named).
@@ -89,9 +89,11 @@ def generate_spatial_qa(
     """
     began = time.monotonic()
     source = open_source(scenes)
-    if source.is_procedural and export_folder is None:
+    if export_folder is None and source.is_packed:
         if not store.is_local:
-            raise ValueError("procedural scenes are written to files: give --export-scenes DIR, or a local --out")
+            raise ValueError(
+                "these scenes' pictures must be written to files: give --export-scenes DIR, or a local --out"
+            )
         export_folder = store.local("scenes")
     digest = recipe_digest(recipe)
     here = RunRecord(

@@ -1,6 +1,9 @@
 """Scenes for tests: one laid out by hand, whose answers can be worked out on paper, and folders in the layouts of the readers."""
 
 import json
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,9 @@ from PIL import Image
 
 from ov2_core.spatial.geometry import look_at, unproject
 from ov2_core.spatial.procedural.render import BOX, render
+from ov2_core.spatial.readers.boxes import resize_nearest
 from ov2_core.spatial.scene import Scene, checked_scene
-from ov2_core.spatial.scene_files import write_scene
+from ov2_core.spatial.scene_files import _mp4, write_scene
 from schemas.spatial import OrientedBox, SceneFrame, SceneObject, SceneRecord, SceneRoom
 
 HAND_OBJECTS = {
@@ -102,9 +106,10 @@ def write_plain(root: Path, scene: Scene) -> Path:
     return root
 
 
-def write_arkit(root: Path, scene: Scene) -> Path:
-    """ARKitScenes: camera_from_world as axis-angle, boxes with an axis a row, no masks."""
-    folder = root / "41000000"
+def write_arkit(root: Path, scene: Scene, *, frames_folder: str = "41000000_frames") -> Path:
+    """ARKitScenes: camera_from_world as axis-angle, boxes with an axis a row, no masks; frames_folder "" is the raw set's."""
+    scan = root / "41000000"
+    folder = scan / frames_folder
     lines = []
     for i, frame in enumerate(scene.record.frames):
         name = f"41000000_{100 + frame.time_seconds:.3f}"
@@ -112,7 +117,8 @@ def write_arkit(root: Path, scene: Scene) -> Path:
         save_png16(folder / "lowres_depth" / f"{name}.png", np.rint(scene.depth_FHW[i] * 1000))
         fx, fy, cx, cy = frame.intrinsics_px
         (folder / "lowres_wide_intrinsics").mkdir(exist_ok=True)
-        (folder / "lowres_wide_intrinsics" / f"{name}.pincam").write_text(f"320 240 {fx} {fy} {cx} {cy}\n")
+        near = f"41000000_{100 + frame.time_seconds + 0.001 * (i % 2):.3f}"  # a millisecond beside, as some are
+        (folder / "lowres_wide_intrinsics" / f"{near}.pincam").write_text(f"320 240 {fx} {fy} {cx} {cy}\n")
         inverse = np.linalg.inv(np.array(frame.world_from_camera))
         angle = float(np.arccos((np.trace(inverse[:3, :3]) - 1) / 2))
         r = inverse[:3, :3]
@@ -133,7 +139,7 @@ def write_arkit(root: Path, scene: Scene) -> Path:
         }
         for thing in scene.record.objects
     ]
-    (folder / "41000000_3dod_annotation.json").write_text(json.dumps({"data": data}))
+    (scan / "41000000_3dod_annotation.json").write_text(json.dumps({"data": data}))
     return root
 
 
@@ -156,8 +162,114 @@ def write_scannet(root: Path, scene: Scene) -> Path:
     return root
 
 
+def write_ca1m(root: Path, scene: Scene, *, packed: bool = False) -> Path:
+    """CA-1M: stamps in nanoseconds, pictures twice as large as the scanner's depth, boxes lying on a side; a tar if packed."""
+    folder = root / "42000000"
+    for i, frame in enumerate(scene.record.frames):
+        stamp = 7_000_000_000_000 + round(frame.time_seconds * 1e9)
+        save_rgb(folder / f"{stamp}.wide" / "image.png", scene.rgb_FHW3[i].repeat(2, axis=0).repeat(2, axis=1))
+        save_png16(folder / f"{stamp}.gt" / "depth.png", np.rint(scene.depth_FHW[i] * 1000))
+        fx, fy, cx, cy = frame.intrinsics_px
+        (folder / f"{stamp}.gt" / "depth").mkdir()
+        (folder / f"{stamp}.gt" / "depth" / "K.json").write_text(json.dumps([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]))
+        (folder / f"{stamp}.gt" / "RT.json").write_text(json.dumps(frame.world_from_camera))
+    x, y, z = 1, 2, 0  # the box's own third axis lies level
+    rows = [
+        {
+            "id": f"id-{thing.id}",
+            "category": thing.label,
+            "position": thing.box.center_xyz_m,
+            "scale": [thing.box.size_xyz_m[k] for k in (x, y, z)],
+            "R": np.array(thing.box.world_from_box)[:, [x, y, z]].tolist(),
+        }
+        for thing in scene.record.objects
+    ]
+    rows += [
+        {"id": f"w{k}", "category": label, "position": [0, 0, 1.4], "scale": [9, 9, 9], "R": np.eye(3).tolist()}
+        for k, label in enumerate(["wall", "door_frame", "object"])
+    ]
+    (folder / "world.gt").mkdir()
+    (folder / "world.gt" / "instances.json").write_text(json.dumps(rows))
+    if packed:
+        with tarfile.open(root / "ca1m-val-42000000.tar", "w") as tar:
+            tar.add(folder, "42000000")
+        shutil.rmtree(folder)
+    return root
+
+
+def write_scannetpp(root: Path, scene: Scene, *, packed: bool = False) -> Path:
+    """ScanNet++: intrinsics of 1920 x 1440, boxes with an axis a row; packed: a video and depth.bin of 256 x 192."""
+    folder = root / "0a1b2c3d4e"
+    (folder / "scans").mkdir(parents=True)
+    (folder / "iphone").mkdir()
+    poses = {}
+    for i, frame in enumerate(scene.record.frames):
+        name = f"frame_{i:06d}"
+        fx, fy, cx, cy = np.array(frame.intrinsics_px) * 1920 / 320
+        poses[name] = {
+            "timestamp": 900.0 + frame.time_seconds,
+            "pose": np.eye(4).tolist(),
+            "aligned_pose": frame.world_from_camera,
+            "intrinsic": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]],
+        }
+        if not packed:
+            save_rgb(folder / "iphone" / "rgb" / f"{name}.jpg", scene.rgb_FHW3[i])
+            save_png16(folder / "iphone" / "depth" / f"{name}.png", np.rint(scene.depth_FHW[i] * 1000))
+    if packed:
+        (folder / "iphone" / "rgb.mp4").write_bytes(_mp4(scene.rgb_FHW3, [0.0, 1 / 60]))
+        blocks = [
+            lz4_stored(np.rint(resize_nearest(depth, 192, 256) * 1000).astype("<u2").tobytes())
+            for depth in scene.depth_FHW
+        ]
+        packed_depth = b"".join(len(block).to_bytes(4, "little") + block for block in blocks)
+        (folder / "iphone" / "depth.bin").write_bytes(packed_depth)
+    (folder / "iphone" / "pose_intrinsic_imu.json").write_text(json.dumps(poses))
+    groups = [
+        {
+            "id": thing.id,
+            "objectId": thing.id,
+            "label": thing.label,
+            "segments": [],
+            "obb": {
+                "centroid": thing.box.center_xyz_m,
+                "axesLengths": thing.box.size_xyz_m,
+                "normalizedAxes": np.array(thing.box.world_from_box).T.ravel().tolist(),
+            },
+        }
+        for thing in scene.record.objects
+    ]
+    (folder / "scans" / "segments_anno.json").write_text(json.dumps({"segGroups": groups}))
+    return root
+
+
+def lz4_stored(data: bytes) -> bytes:
+    """An LZ4 block of one run of literals."""
+    rest, count = len(data) - 15, b""
+    while rest >= 255:
+        rest, count = rest - 255, count + b"\xff"
+    return b"\xf0" + count + bytes([rest]) + data
+
+
 def write_hypersim(root: Path, scene: Scene) -> Path:
-    """Hypersim: asset units of 1 cm, a camera with y up that looks along -z, lengths of rays for depth."""
+    """Hypersim converted to .npy, with intrinsics and labels of ours beside it."""
+    write_hypersim_hdf5(root, scene, save=lambda path, array: np.save(f"{path}.npy", array))
+    folder = root / "ai_001_001" / "_detail"
+    keys = ("fx", "fy", "cx", "cy")
+    intrinsics = dict(zip(keys, scene.record.frames[0].intrinsics_px, strict=True))
+    (folder / "cam_00" / "intrinsics.json").write_text(json.dumps(intrinsics))
+    (folder / "mesh" / "labels.json").write_text(json.dumps({str(t.id): t.label for t in scene.record.objects}))
+    return root
+
+
+def save_hdf5(path: Path, array: np.ndarray) -> None:
+    import h5py
+
+    with h5py.File(f"{path}.hdf5", "w") as file:
+        file["dataset"] = array
+
+
+def write_hypersim_hdf5(root: Path, scene: Scene, *, save: Callable[[Path, np.ndarray], None] = save_hdf5) -> Path:
+    """Hypersim: asset units of 1 cm, a camera with y up that looks along -z, lengths of rays for depth, NYU40 numbers."""
     folder = root / "ai_001_001"
     flip, scale = np.diag([1.0, -1.0, -1.0]), 0.01
     poses = np.array([frame.world_from_camera for frame in scene.record.frames])
@@ -167,32 +279,24 @@ def write_hypersim(root: Path, scene: Scene) -> Path:
     (folder / "_detail" / "metadata_scene.csv").write_text(
         "parameter_name,parameter_value\nmeters_per_asset_unit,0.01\n"
     )
-    np.save(camera / "camera_keyframe_positions.npy", poses[:, :3, 3] / scale)
-    np.save(camera / "camera_keyframe_orientations.npy", poses[:, :3, :3] @ flip)
-    keys = ("fx", "fy", "cx", "cy")
-    (camera / "intrinsics.json").write_text(
-        json.dumps(dict(zip(keys, scene.record.frames[0].intrinsics_px, strict=True)))
-    )
+    save(camera / "camera_keyframe_positions", poses[:, :3, 3] / scale)
+    save(camera / "camera_keyframe_orientations", poses[:, :3, :3] @ flip)
     rows, columns = np.mgrid[:240, :320]
     rays = unproject(HAND_INTRINSICS, np.stack([columns + 0.5, rows + 0.5], axis=-1), np.ones((240, 320)))
     for i in range(scene.num_frames):
         save_rgb(folder / "images/scene_cam_00_final_preview" / f"frame.{i:04d}.color.jpg", scene.rgb_FHW3[i])
         geometry = folder / "images/scene_cam_00_geometry_hdf5"
         geometry.mkdir(exist_ok=True)
-        np.save(geometry / f"frame.{i:04d}.depth_meters.npy", scene.depth_FHW[i] * np.linalg.norm(rays, axis=-1))
-        np.save(
-            geometry / f"frame.{i:04d}.semantic_instance.npy", np.where(scene.masks_FHW[i] > 0, scene.masks_FHW[i], -1)
-        )
+        mask = scene.masks_FHW[i]
+        save(geometry / f"frame.{i:04d}.depth_meters", scene.depth_FHW[i] * np.linalg.norm(rays, axis=-1))
+        save(geometry / f"frame.{i:04d}.semantic_instance", np.where(mask > 0, mask, -1))
+        save(geometry / f"frame.{i:04d}.semantic", np.array([1, 29, 3, 7, 23])[mask])
     boxes = [None, *(thing.box for thing in scene.record.objects)]
     name = "metadata_semantic_instance_bounding_box_object_aligned_2d"
-    np.save(
-        mesh / f"{name}_positions.npy", [[np.inf] * 3 if b is None else np.array(b.center_xyz_m) / scale for b in boxes]
-    )
-    np.save(
-        mesh / f"{name}_extents.npy", [[np.inf] * 3 if b is None else np.array(b.size_xyz_m) / scale for b in boxes]
-    )
-    np.save(mesh / f"{name}_orientations.npy", [np.eye(3) if b is None else b.world_from_box for b in boxes])
-    (mesh / "labels.json").write_text(json.dumps({str(t.id): t.label for t in scene.record.objects}))
+    inf = [np.inf] * 3
+    save(mesh / f"{name}_positions", np.array([inf if b is None else np.array(b.center_xyz_m) / scale for b in boxes]))
+    save(mesh / f"{name}_extents", np.array([inf if b is None else np.array(b.size_xyz_m) / scale for b in boxes]))
+    save(mesh / f"{name}_orientations", np.array([np.eye(3) if b is None else b.world_from_box for b in boxes]))
     return root
 
 

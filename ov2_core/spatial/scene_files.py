@@ -7,6 +7,8 @@ units of depth_unit_m (rounded, 0 unknown), masks as 16-bit PNG of ids, frames a
 import io
 import json
 import os
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,10 +36,7 @@ def write_scene(scene: Scene, folder: str) -> Scene:
         if scene.masks_FHW is not None and frame.masks is not None:
             _write(folder, frame.masks, _png16(scene.masks_FHW[i].astype(np.uint16)))
     if record.video is not None and scene.rgb_FHW3 is not None:
-        times = [frame.time_seconds for frame in record.frames]
-        _write(
-            folder, record.video, _mp4(scene.rgb_FHW3, fps=round(1 / (times[1] - times[0])) if len(times) > 1 else 1)
-        )
+        _write(folder, record.video, _mp4(scene.rgb_FHW3, [frame.time_seconds for frame in record.frames]))
     _write(folder, SCENE_JSON, (record.model_dump_json(indent=1) + "\n").encode())
     return Scene(
         record=record, depth_FHW=scene.depth_FHW, masks_FHW=scene.masks_FHW, rgb_FHW3=scene.rgb_FHW3, folder=folder
@@ -141,16 +140,24 @@ def _jpeg(image_HW3: npt.NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def _mp4(images_FHW3: npt.NDArray[np.uint8], *, fps: int) -> bytes:
-    """H.264, an intra frame first, B-frames allowed: what the codec tokenizer reads."""
+def _mp4(images_FHW3: npt.NDArray[np.uint8], times_seconds: list[float]) -> bytes:
+    """H.264, an intra frame first, B-frames allowed: what the codec tokenizer reads. Frame i is shown at its time."""
     import av
 
+    steps = {round(b - a, 6) for a, b in pairwise(times_seconds)} or {1.0}
+    fps = max(1, round(1 / min(steps)))
+    even = len(steps) == 1 and abs(fps * min(steps) - 1) < 1e-6
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"threads": "1", "crf": "18"})
         stream.height, stream.width, stream.pix_fmt = images_FHW3.shape[1], images_FHW3.shape[2], "yuv420p"
-        for image in images_FHW3:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        if not even:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for image, seconds in zip(images_FHW3, times_seconds, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if not even:
+                frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * (seconds - times_seconds[0]))
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return out.getvalue()
 

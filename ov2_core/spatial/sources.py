@@ -13,6 +13,7 @@ from ov2_core.spatial.procedural import make_scene
 from ov2_core.spatial.readers import Reader, find_scenes
 from ov2_core.spatial.scene import Scene, checked_scene
 
+WHOLE_BYTES = 64 << 20
 _PROCEDURAL = re.compile(r"procedural:(\d+)(?:\?seed=(\d+))?")
 
 
@@ -32,6 +33,11 @@ class SceneSource:
     @property
     def is_procedural(self) -> bool:
         return self.reader is None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether pictures of some scene are no files yet, so that a run must write them."""
+        return self.reader is None or any(self.reader.is_packed(os.path.join(self.text, name)) for name in self.names)
 
     def name(self, number: int) -> str:
         """Of scene `number`, from 0."""
@@ -69,11 +75,21 @@ def open_source(text: str) -> SceneSource:
     for name in names:
         path = reader.index_file(os.path.join(folder, name))
         try:
-            with open(path, "rb") as file:
-                hashing.update(f"{name}\0".encode() + hashlib.sha256(file.read()).digest())
+            hashing.update(f"{name}\0".encode() + _digest_of(path))
         except OSError:
             hashing.update(f"{name}\0missing".encode())
     return SceneSource(folder, hashing.hexdigest(), tuple(names), len(names), reader=reader)
+
+
+def _digest_of(path: str) -> bytes:
+    """sha256 of a file; of a large one (a tar of a whole capture) of its size and its first and last megabyte."""
+    with open(path, "rb") as file:
+        size = os.path.getsize(path)
+        if size <= WHOLE_BYTES:
+            return hashlib.sha256(file.read()).digest()
+        hashing = hashlib.sha256(f"{size}\0".encode() + file.read(1 << 20))
+        file.seek(size - (1 << 20))
+        return hashlib.sha256(hashing.digest() + file.read()).digest()
 
 
 def fingerprint(scene: Scene) -> str:

@@ -1,13 +1,13 @@
-"""ARKitScenes (and CA-1M exported beside it): SCENE/lowres_wide, lowres_depth, lowres_wide_intrinsics, lowres_wide.traj and
-SCENE_3dod_annotation.json.
+"""ARKitScenes as released: ID/ID_3dod_annotation.json, and lowres_wide, lowres_depth, lowres_wide_intrinsics and lowres_wide.traj
+in ID/ID_frames (the 3dod set) or in ID itself (the raw set).
 
-Documented layout (github.com/apple/ARKitScenes, DATA.md; not checked against a download): PNGs named SCENE_TIME.png with TIME
-in seconds; depth 16-bit in millimetres; .pincam holds "width height fx fy cx cy"; the trajectory has a line a pose, "time rx ry
-rz tx ty tz": axis-angle and translation of the camera from the world, in metres; annotations carry `obbAligned` with centroid,
-axesLengths and normalizedAxes. World z is up there. Poses are taken at the nearest time, within 0.1 s.
+Documented layout (github.com/apple/ARKitScenes, DATA.md and threedod; not checked against a download): PNGs named ID_TIME.png
+with TIME in seconds; depth 16-bit in millimetres; .pincam holds "width height fx fy cx cy", its TIME up to a millisecond
+beside the picture's; the trajectory has a line a pose, "time rx ry rz tx ty tz": axis-angle and translation of the camera from the
+world, in metres; annotations carry `obbAligned` with centroid, axesLengths and normalizedAxes, an axis a row. World z is up there.
+Poses are taken at the nearest time, within 0.1 s.
 
-There are no instance masks: pixels are given to a box when their point lies in it, the smaller box first. CA-1M's tars are not
-read as such: unpack them into this layout (unverified).
+There are no instance masks: pixels are given to a box when their point lies in it, the smaller box first.
 """
 
 import json
@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ov2_core.errors import BadItemError
-from ov2_core.spatial.readers.boxes import masks_of_boxes, spread
-from ov2_core.spatial.readers.plain import folders_with
+from ov2_core.spatial.readers.boxes import box_record, masks_of_boxes, spread
 from ov2_core.spatial.scene import F64, Scene, scene_error
 from ov2_core.spatial.scene_files import read_image16, read_json
 from schemas.spatial import SceneRecord
@@ -31,7 +30,9 @@ _TIME = re.compile(r"_(\d+\.\d+)\.png$")
 
 
 def find(folder: str) -> list[str]:
-    return folders_with(folder, "lowres_wide.traj")
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and _frames_folder(entry.path) is not None
+    )
 
 
 def index_file(folder: str) -> str:
@@ -41,8 +42,14 @@ def index_file(folder: str) -> str:
 def read(folder: str) -> Scene:
     """Raises BadItemError."""
     name = os.path.basename(folder.rstrip("/"))
+    inner = _frames_folder(folder)
+    if inner is None:
+        raise BadItemError("bad_pose", f"scene {name}: {folder} holds no lowres_wide.traj", stage="spatial")
+    annotation = read_json(index_file(folder))
+    folder = os.path.join(folder, inner)
     trajectory = _trajectory(os.path.join(folder, "lowres_wide.traj"), name)
-    images = sorted(f for f in os.listdir(os.path.join(folder, "lowres_wide")) if _TIME.search(f))
+    shown = os.path.join(folder, "lowres_wide")
+    images = sorted(f for f in (os.listdir(shown) if os.path.isdir(shown) else []) if _TIME.search(f))
     if not images:
         raise BadItemError("malformed_scene", f"scene {name}: lowres_wide holds no PNG", stage="spatial")
     chosen = spread(images, MAX_FRAMES)
@@ -74,9 +81,15 @@ def read(folder: str) -> Scene:
         "width_px": width,
         "height_px": height,
         "frames": frames,
-        "objects": _objects(read_json(index_file(folder))),
+        "objects": _objects(annotation),
     }
     return masks_of_boxes(validated(record, name), np.stack(depths), folder)
+
+
+def _frames_folder(folder: str) -> str | None:
+    """Where the frames lie in a scene: "ID_frames" or "", None where it is none of ours."""
+    inner = f"{os.path.basename(folder.rstrip('/'))}_frames"
+    return next((rel for rel in (inner, "") if os.path.exists(os.path.join(folder, rel, "lowres_wide.traj"))), None)
 
 
 def validated(record: dict[str, object], name: str) -> SceneRecord:
@@ -111,7 +124,10 @@ def _trajectory(path: str, name: str) -> F64:
 
 
 def _intrinsics(folder: str, name: str, image: str) -> list[float]:
-    path = os.path.join(folder, "lowres_wide_intrinsics", image.replace(".png", ".pincam"))
+    stem = image.rpartition("_")[0]
+    times = [image.rpartition("_")[2].removesuffix(".png"), *(f"{_seconds(image) + d:.3f}" for d in (-0.001, 0.001))]
+    paths = [os.path.join(folder, "lowres_wide_intrinsics", f"{stem}_{time}.pincam") for time in times]
+    path = next((path for path in paths if os.path.exists(path)), paths[0])
     try:
         with open(path, encoding="utf-8") as file:
             numbers = [float(word) for word in file.read().split()]
@@ -133,11 +149,7 @@ def _objects(annotation: dict[str, object]) -> list[dict[str, object]]:
             {
                 "id": number,
                 "label": str(row["label"]).replace("_", " "),
-                "box": {
-                    "center_xyz_m": list(box["centroid"]),
-                    "size_xyz_m": list(box["axesLengths"]),
-                    "world_from_box": axes.T.tolist(),
-                },
+                "box": box_record(box["centroid"], box["axesLengths"], axes.T),
             }
         )
     return objects

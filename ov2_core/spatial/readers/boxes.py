@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.errors import BadItemError
 from ov2_core.spatial.geometry import transform, unproject
-from ov2_core.spatial.scene import F32, F64, Scene, checked_scene
+from ov2_core.spatial.scene import F32, F64, U8, Scene, checked_scene
 from schemas.spatial import SceneRecord
 
 SLACK_M = 0.01
 
 
-def masks_of_boxes(record: SceneRecord, depth_FHW: F32, folder: str) -> Scene:
-    """The scene with masks: a pixel is of the smallest box that holds its point. Raises BadItemError."""
+def masks_of_boxes(record: SceneRecord, depth_FHW: F32, folder: str, *, rgb_FHW3: U8 | None = None) -> Scene:
+    """The scene with masks: a pixel is of the smallest box that holds its point. Raises BadItemError.
+
+    rgb_FHW3: pictures that are no files yet.
+    """
     empty = np.zeros(depth_FHW.shape, np.int32)
     scene = checked_scene(Scene(record=record, depth_FHW=depth_FHW, masks_FHW=empty, folder=folder))
     height, width = depth_FHW.shape[1:]
@@ -31,7 +35,38 @@ def masks_of_boxes(record: SceneRecord, depth_FHW: F32, folder: str) -> Scene:
             assert thing.box is not None
             local = (world - np.array(thing.box.center_xyz_m)) @ np.array(thing.box.world_from_box)
             flat[known & (np.abs(local) <= np.array(thing.box.size_xyz_m) / 2 + SLACK_M).all(axis=1)] = thing.id
-    return checked_scene(Scene(record=record, depth_FHW=depth_FHW, masks_FHW=masks, folder=folder))
+    return checked_scene(Scene(record=record, depth_FHW=depth_FHW, masks_FHW=masks, rgb_FHW3=rgb_FHW3, folder=folder))
+
+
+def box_record(center_m: npt.ArrayLike, size_m: npt.ArrayLike, world_from_box: npt.ArrayLike) -> dict[str, Any]:
+    """An annotated box as a record's `box`, its axes in the order that our own boxes have: the third is nearest to vertical.
+
+    world_from_box: [3, 3], an axis a column; a mirror is made a rotation by turning one axis round, which leaves the box the same.
+    """
+    size, axes = np.asarray(size_m, np.float64), np.array(world_from_box, np.float64)
+    up = int(np.argmax(np.abs(axes[2])))
+    order = [(up + 1) % 3, (up + 2) % 3, up]
+    axes = axes[:, order]
+    if axes[2, 2] < 0:
+        axes[:, 1:] = -axes[:, 1:]
+    if np.linalg.det(axes) < 0:
+        axes[:, 0] = -axes[:, 0]
+    return {
+        "center_xyz_m": np.asarray(center_m, np.float64).tolist(),
+        "size_xyz_m": size[order].tolist(),
+        "world_from_box": axes.tolist(),
+    }
+
+
+def require_z_up(poses: Sequence[npt.ArrayLike], name: str) -> None:
+    """Raises BadItemError (bad_pose) where cameras stand on their heads on average: the world's z is not up."""
+    tops = [-np.asarray(pose, np.float64)[2, 1] for pose in poses]
+    if np.isfinite(tops).all() and np.mean(tops) < -0.1:
+        raise BadItemError(
+            "bad_pose",
+            f"scene {name}: its cameras stand on their heads, so the world's z is not up; turn the poses and boxes so that it is",
+            stage="spatial",
+        )
 
 
 def upright_box(points_N3: F64) -> dict[str, Any]:

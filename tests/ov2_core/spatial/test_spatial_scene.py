@@ -8,9 +8,10 @@ import pytest
 from spatial_scenes import hand_scene, write_plain
 
 from ov2_core.errors import BadItemError
+from ov2_core.media.probe import probe_video
 from ov2_core.spatial.procedural import make_scene
 from ov2_core.spatial.scene import Scene, checked_scene
-from ov2_core.spatial.scene_files import read_scene
+from ov2_core.spatial.scene_files import _mp4, read_scene
 from ov2_core.spatial.sources import fingerprint, open_source
 
 
@@ -178,3 +179,10 @@ def test_tracks_of_a_room_lie_on_their_masks() -> None:
                 if place.xy_px is not None:
                     column, row = map(int, place.xy_px)
                     assert scene.masks_FHW[frame, row, column] == track.object_id
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.5, 1.0], [0.0, 0.133, 2.5]])
+def test_a_scenes_video_shows_its_frames_at_their_times(tmp_path, times) -> None:
+    images = make_scene(3, 1).rgb_FHW3[:3]
+    (tmp_path / "video.mp4").write_bytes(_mp4(images, times))
+    np.testing.assert_allclose(probe_video(str(tmp_path / "video.mp4")).seconds_T, times, atol=1e-3)
