@@ -112,8 +112,12 @@ def evaluate(
     seed: int = 0,
     notes: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Scores all items. One without an answer counts as wrong; answers to unknown ids count for nothing and are named."""
-    items = {item.id: suite.score(item, predictions.answers.get(item.id)) for item in truth}
+    """Scores all items. One without an answer counts as wrong; answers to unknown ids count for nothing and are named.
+
+    Raises:
+        ValueError: what an item's truth points to (a mask, a video) cannot be read; the item is named.
+    """
+    items = {item.id: _scored(suite, item, predictions.answers.get(item.id)) for item in truth}
     groups: dict[str, list[ItemScore]] = {}
     for item in items.values():
         for group in item.groups:
@@ -133,6 +137,13 @@ def evaluate(
         seed=seed,
         notes=dict(notes or {}),
     )
+
+
+def _scored(suite: Suite, item: TruthItem, answer: str | None) -> ItemScore:
+    try:
+        return suite.score(item, answer)
+    except ValueError as error:
+        raise ValueError(f"item {item.id}: {error}") from None
 
 
 def _means(items: Sequence[ItemScore], seed: int) -> dict[str, Metric]:

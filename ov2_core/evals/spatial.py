@@ -37,6 +37,9 @@ TRACE_TOLERANCE = 200.0
 TRACE_WAYPOINTS = 32
 MAX_CHARACTERS = 20_000
 MAX_POINTS = 2000
+MAX_COORDINATE = 1e9
+"""Larger ones are no coordinates: their brackets are not read."""
+MAX_NUMBER = 1e300
 
 _NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?(?:e[+-]?\d{1,3})?", re.ASCII)
 _TUPLE = re.compile(r"[(\[]([^()\[\]]{1,400})[)\]]")
@@ -147,7 +150,7 @@ def parse_tuples(text: str, sizes: Sequence[int]) -> list[tuple[float, ...]] | N
     found = []
     for inner in _TUPLE.findall(text[:MAX_CHARACTERS].lower()):
         numbers = tuple(map(float, _NUMBER.findall(inner)))
-        if len(numbers) in sizes and all(map(math.isfinite, numbers)):
+        if len(numbers) in sizes and all(abs(number) < MAX_COORDINATE for number in numbers):
             found.append(numbers)
         if len(found) == MAX_POINTS:
             break
@@ -169,7 +172,7 @@ def parse_truth(row: Mapping[str, Any]) -> SpatialTruth:
     Raises:
         ValueError: an unknown kind, or an answer that does not fit it.
     """
-    answer, choices = row.get("answer"), tuple(str(choice) for choice in row.get("choices") or ())
+    answer, choices = row.get("answer"), _choices(row.get("choices"))
     kind = row.get("kind") or _kind_of(row, answer, choices)
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
@@ -181,8 +184,8 @@ def parse_truth(row: Mapping[str, Any]) -> SpatialTruth:
             value = parse_letter(answer, choices)
     elif kind == "number":
         number = parse_number(answer) if isinstance(answer, str) else answer
-        value = float(number) if isinstance(number, int | float) and not isinstance(number, bool) else None
-        value = value if value is not None and math.isfinite(value) else None
+        sound = isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= MAX_NUMBER
+        value = float(number) if number is not None and sound else None
     elif kind == "point":
         if not isinstance(row.get("mask"), str) and not _is_box(row.get("box")):
             raise ValueError("a point needs `mask`, a PNG, or `box`, [x1, y1, x2, y2] in thousandths")
@@ -294,11 +297,22 @@ def _kind_of(row: Mapping[str, Any], answer: Any, choices: Sequence[str]) -> Kin
     return "trace"
 
 
+def _choices(given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list | tuple) or len(given) > len(LETTERS):
+        raise ValueError(f"choices must be a list of at most {len(LETTERS)}, got {given!r:.100}")
+    return tuple(str(choice) for choice in given)
+
+
 def _is_box(value: Any) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) == 4
-        and all(isinstance(part, int | float) and not isinstance(part, bool) and math.isfinite(part) for part in value)
+        and all(
+            isinstance(part, int | float) and not isinstance(part, bool) and abs(part) < MAX_COORDINATE
+            for part in value
+        )
     )
 
 
@@ -316,5 +330,5 @@ def _mask(path: str) -> npt.NDArray[np.bool_]:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("L")) > 127
-    except OSError as error:
-        raise ValueError(f"mask {path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"mask {path!r}: cannot be read: {error}") from None

@@ -6,6 +6,7 @@ evidence.py defines them, means over clips that have events), and the tokens ove
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from ov2_core.storage.reader import ShardReader
 from ov2_core.tokenize_video import tokenize_video
 
 TIMELINE_BINS = 160
+MAX_SECONDS = 1e9
+"""A longer duration is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,12 +97,14 @@ def events_of(row: Mapping[str, Any]) -> tuple[list[float], list[list[float]], i
         seconds = [float(second) for second in row["event_seconds"]]
         boxes = [[float(part) for part in box] for box in row["event_boxes_xyxy_px"]]
         width, height = int(row["width_px"]), int(row["height_px"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"the suite evidence needs event_seconds, event_boxes_xyxy_px, width_px and height_px ({error!r})"
         ) from None
     if len(seconds) != len(boxes) or any(len(box) != 4 for box in boxes):
         raise ValueError(f"expected a box for each event, got {len(boxes)} for {len(seconds)}")
+    if not all(map(math.isfinite, [*seconds, *(part for box in boxes for part in box)])) or min(width, height) < 1:
+        raise ValueError("event times and boxes must be finite, width_px and height_px > 0")
     return seconds, boxes, width, height
 
 
@@ -170,6 +175,6 @@ def token_bins(truth: Sequence[TruthItem], clips: Iterator[tuple[TruthItem, Clip
 def duration_of(row: Mapping[str, Any], tokens: ClipTokens | None = None) -> float:
     """A row's `duration_seconds`, else up to its last token."""
     given = row.get("duration_seconds")
-    if isinstance(given, int | float) and given > 0:
+    if isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < MAX_SECONDS:
         return float(given)
     return float(tokens.seconds_E[-1]) if tokens is not None and len(tokens.evidence.t_E) else 1.0

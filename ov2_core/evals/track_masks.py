@@ -23,7 +23,7 @@ from ov2_core.media.probe import probe_video
 
 
 def with_masks(suite: Suite, propagator: MaskPropagator) -> Suite:
-    """The suite with masks. Raises ValueError while scoring, for masks or a video that cannot be read; the item is named."""
+    """The suite with masks. Raises ValueError while scoring, for masks or a video that cannot be read."""
 
     def score(item: TruthItem, answer: str | None) -> ItemScore:
         points = suite.score(item, answer)
@@ -34,8 +34,8 @@ def with_masks(suite: Suite, propagator: MaskPropagator) -> Suite:
             num_frames, height, width = masks_THW.shape
             frames_THW3 = frames_at(video_of(item), num_frames=num_frames, width_px=width, height_px=height)
             found = score_with_masks(answer, frames_THW3, masks_THW, propagator)
-        except (ValueError, BadItemError) as error:
-            raise ValueError(f"item {item.id}: {error}") from None
+        except BadItemError as error:
+            raise ValueError(str(error)) from None
         return replace(points, metrics={**points.metrics, **found})
 
     return replace(suite, score=score)
