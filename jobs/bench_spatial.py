@@ -21,6 +21,7 @@ from pathlib import Path
 from ov2_core.spatial.balance import balance
 from ov2_core.spatial.blind import BlindScore, blind_scores
 from ov2_core.spatial.checker import Evidence, UnprovableError, prove
+from ov2_core.spatial.corpus import REASONS, SHIPS, CorpusRows
 from ov2_core.spatial.generate import generate_questions
 from ov2_core.spatial.mutate import mutations
 from ov2_core.spatial.procedural import make_scene
@@ -80,6 +81,12 @@ def measure(num_scenes: int, seed: int, recipe: SpatialRecipe, *, every: int = 1
             results.shipped += kept
             results.dropped.update(fell)
             pending = []
+    rows = CorpusRows()
+    for question in results.shipped:
+        rows.add(question, SHIPS)
+    reasons = rows.levelled(recipe.max_share).tolist()
+    results.dropped.update(f"{q.type}: {REASONS[why]}" for q, why in zip(results.shipped, reasons, strict=True) if why)
+    results.shipped = [q for q, why in zip(results.shipped, reasons, strict=True) if not why]
     results.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return results
 
@@ -123,7 +130,7 @@ def markdown(results: Results, scores: list[BlindScore], *, seed: int) -> str:
         "| what | measured |",
         "| --- | ---: |",
         f"| questions proven | {results.num_proven:,} |",
-        f"| shipped after levelling | {total:,} |",
+        f"| shipped after levelling, of shards and of the corpus | {total:,} |",
         f"| shipped questions that the checker does not agree with | {results.num_disagreed} |",
         f"| answers moved just over the margin | {results.num_mutants:,} |",
         f"| of these, not rejected | {results.surviving.total()} |",

@@ -154,7 +154,7 @@ def verify(
 
         record = load_run_record(Store(run))
         spatial = record is not None and record.recipe == SPATIAL_RECIPE
-        found = verify_spatial(Store(run)) if spatial else verify_run(Store(run), deep=not quick)
+        found = verify_spatial(Store(run), deep=not quick) if spatial else verify_run(Store(run), deep=not quick)
         print(found.model_dump_json(indent=2) if as_json else verify_text(found))
     raise typer.Exit(0 if found.ok else EXIT_INVALID)
 

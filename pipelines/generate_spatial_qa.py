@@ -4,8 +4,9 @@ Enters: a source of scenes, a recipe, a store. Leaves: RUN/shards (a sample a sc
 RUN/commits, RUN/quarantine, RUN/records/*.jsonl for the importer, RUN/report.json. A shard of scenes is a task: one worker loads
 its scenes one after the other, so memory is bounded by one scene and a shard's text. All state stands in the store.
 
-Records are derived from committed tars, so they are as exactly-once as those. A scene that cannot be trusted is quarantined with
-its reason; a copy of one before it in its shard, and one that yields nothing, is filtered. A shard that kills its workers is
+Records are derived from committed tars, so they are as exactly-once as those: once all shards are committed, what repeats or can be
+guessed over the run is left out of them (corpus.py). A scene that cannot be trusted is quarantined with its reason; a copy of one
+before it in its shard, and one that yields nothing, is filtered. A shard that kills its workers is
 taken apart, scene by scene, as in extract_features.
 """
 
@@ -21,10 +22,10 @@ from typing import Any
 from ov2_core.errors import BadItemError
 from ov2_core.make_sample import TransientItemError, peak_rss_bytes
 from ov2_core.spatial.balance import balance
+from ov2_core.spatial.corpus import QUESTIONS_MEMBER, level_corpus
 from ov2_core.spatial.generate import SceneQuestions, generate_questions
 from ov2_core.spatial.recipe import SpatialRecipe
 from ov2_core.spatial.run_files import (
-    QUESTIONS_MEMBER,
     make_report,
     publish_records,
     recipe_digest,
@@ -52,6 +53,7 @@ LIBRARIES = ("numpy", "numba", "pillow")
 SPATIAL_ROOTS = (
     "ov2_core.spatial.generate",
     "ov2_core.spatial.balance",
+    "ov2_core.spatial.corpus",
     "ov2_core.spatial.sources",
     "ov2_core.storage.commit",
 )
@@ -134,9 +136,10 @@ def generate_spatial_qa(
 
             drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
     collect_orphans(store)
-    publish_records(store)
+    verdict = level_corpus(store, max_share=recipe.max_share)
+    publish_records(store, verdict)
     store.remove_temporaries(RECORDS_DIR)
-    report = make_report(store)
+    report = make_report(store, verdict)
     return SpatialSummary(
         num_shards=num_shards,
         num_shards_before=num_shards - len(missing),
@@ -200,6 +203,7 @@ class TrialPassed:
 class _Made:
     number: int
     scene_id: str
+    fingerprint: str
     found: SceneQuestions
     num_frames: int
     seconds: float
@@ -281,7 +285,7 @@ class SpatialJob:
             found.questions = [self._with_paths(question, scene) for question in found.questions]
             times = [frame.time_seconds for frame in scene.record.frames]
             cpu = time.process_time() - began_cpu
-            made.append(_Made(number, scene.id, found, len(times), times[-1] - times[0], cpu))
+            made.append(_Made(number, scene.id, mark, found, len(times), times[-1] - times[0], cpu))
         shipped, dropped = balance([q for scene in made for q in scene.found.questions], self.recipe)
         by_scene: dict[str, list[SpatialQuestion]] = {}
         for question in shipped:
@@ -294,6 +298,7 @@ class SpatialJob:
                 reasons.update(dropped)  # levelling is of the shard; it stands with its first scene
             fate = SceneYield(
                 scene_id=scene_made.scene_id,
+                fingerprint=scene_made.fingerprint,
                 num_drafted=scene_made.found.num_drafted,
                 shipped=dict(sorted(Counter(question.type for question in questions).items())),
                 dropped=dict(sorted(reasons.items())),

@@ -123,9 +123,11 @@ class SpatialQuestion(Record):
 
 
 class SceneYield(Record):
-    """What became of a scene."""
+    """What became of a scene, in its shard."""
 
     scene_id: str
+    fingerprint: str = ""
+    """Of what it shows; equal for copies. Of several in a run the first ships."""
     num_drafted: int = Field(ge=0)
     shipped: dict[str, int]
     """Questions by type."""
@@ -139,6 +141,8 @@ class SpatialReport(Record):
     num_scenes: int
     num_scenes_quarantined: int
     num_scenes_filtered: int
+    num_scenes_repeated: int = 0
+    """Committed, but copies of scenes in other shards: none of their questions ship."""
     num_questions: int
     num_drafted: int
     shipped: dict[str, int]

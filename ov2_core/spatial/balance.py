@@ -77,14 +77,25 @@ def _cap_types(questions: Sequence[SpatialQuestion], max_share: float, fallen: d
     types: dict[str, list[SpatialQuestion]] = defaultdict(list)
     for question in questions:
         types[question.type].append(question)
-    if not types or len(types) * max_share < 1:
-        return  # so few types that no cap can hold
-    counts = {name: len(group) for name, group in types.items()}
-    limit = max(counts.values())
-    while limit > 1 and limit > max_share * sum(min(count, limit) for count in counts.values()):
-        limit -= 1
-    for group in types.values():
-        _thin(group, limit, "the type's share of the mix", fallen)
+    limit = type_limit([len(group) for group in types.values()], max_share)
+    if limit is not None:
+        for group in types.values():
+            _thin(group, limit, "the type's share of the mix", fallen)
+
+
+def type_limit(counts: Sequence[int], max_share: float) -> int | None:
+    """The most questions that one type may have, of so many in each; None where so few types yield that no cap can hold."""
+    counts = [count for count in counts if count]
+    if not counts or len(counts) * max_share < 1:
+        return None
+    low, high = 1, max(counts)
+    while low < high:  # the share that a limit leaves falls with it
+        middle = (low + high + 1) // 2
+        if middle <= max_share * sum(min(count, middle) for count in counts):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _thin(questions: Sequence[SpatialQuestion], limit: int, reason: str, fallen: dict[str, str]) -> None:

@@ -26,7 +26,15 @@ def test_spatial_makes_a_run_resumes_it_and_verify_proves_it(tmp_path: Path) -> 
     assert code == 0
     assert "1 of 1 shards stood already" in text
     assert run("verify", out)[0] == 0
+    records = tmp_path / "run/records/shard-000000.jsonl"
+    kept = records.read_bytes()
+    records.write_bytes(kept.replace(b'"A"', b'"B"', 1))
+    assert run("verify", out)[0] == 1
+    code, text = run("verify", out, "--quick")
+    assert code == 0, text
+    records.write_bytes(kept)
     (tmp_path / "run/shards/shard-000000.tar").write_bytes(b"x")
+    assert run("verify", out, "--quick")[0] == 1
     assert run("verify", out)[0] == 1
 
 

@@ -27,13 +27,14 @@ RECIPE = SpatialRecipe(questions_per_type=3, scenes_per_shard=2)
 
 @pytest.fixture(scope="module")
 def scene_folder(tmp_path_factory) -> Path:
-    """Five scenes: good, NaN box, a copy of the first, no depth, good."""
+    """Six scenes: good, a copy of it, NaN box, no depth, good, a copy of the first that lies in another shard."""
     root = tmp_path_factory.mktemp("scenes")
     write_scene(make_scene(4, 0), str(root / "a_good"))
     write_scene(make_scene(4, 0), str(root / "b_copy"))
     write_scene(hand_scene(), str(root / "c_nan"))
     write_scene(hand_scene(), str(root / "d_blind"))
     write_scene(make_scene(4, 1), str(root / "e_good"))
+    write_scene(make_scene(4, 0), str(root / "f_copy"))
     text = (root / "c_nan" / "scene.json").read_text()
     (root / "c_nan" / "scene.json").write_text(text.replace("0.75", "NaN"))
     shutil.rmtree(root / "d_blind" / "depth")
@@ -53,9 +54,13 @@ def test_scenes_end_in_exactly_one_place(scene_folder: Path, tmp_path: Path) -> 
     summary = generate_spatial_qa(str(scene_folder), store, RECIPE, INLINE)
     found = verify_spatial(store)
     assert found.ok, found.errors
-    assert (found.committed, found.filtered, found.quarantined) == (2, 1, 2)
+    assert (found.committed, found.filtered, found.quarantined) == (3, 1, 2)
     assert found.quarantined_by_reason == {"bad_boxes": 1, "missing_depth": 1}
     assert summary.report.num_questions == sum(1 for _ in iter_questions(store)) > 60
+    assert summary.report.num_scenes_repeated == 1
+    assert found.num_tokens == summary.report.num_questions
+    ids = [question.id for question in iter_questions(store)]
+    assert len(ids) == len(set(ids))  # f_copy has the id of a_good, and would repeat all of its
     rows = [json.loads(line) for path in (tmp_path / "run/quarantine").iterdir() for line in path.open()]
     assert {row["id"]: row["stage"] for row in rows} == {"c_nan": "spatial", "d_blind": "spatial"}
     assert "book" in str(rows) or "objects.3.box" in str(rows)
@@ -71,7 +76,7 @@ def test_a_run_goes_on_where_it_stopped_and_is_the_same_as_one_in_a_piece(scene_
     (cut / "records" / "shard-000000.jsonl").unlink()
     assert not verify_spatial(Store(str(cut))).ok
     summary = generate_spatial_qa(str(scene_folder), Store(str(cut)), RECIPE, INLINE)
-    assert (summary.num_shards, summary.num_shards_before, summary.num_scenes) == (3, 2, 1)
+    assert (summary.num_shards, summary.num_shards_before, summary.num_scenes) == (3, 2, 2)
     assert shard_bytes(cut) == shard_bytes(whole)
     assert verify_spatial(Store(str(cut))).ok
 
@@ -93,6 +98,24 @@ def test_damage_is_found(tmp_path: Path) -> None:
     found = verify_spatial(store)
     assert not found.ok
     assert "records/shard-000000.jsonl" in found.errors[0]
+
+
+def test_a_quick_verify_looks_at_sizes_alone(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    summary = generate_spatial_qa("procedural:1?seed=3", store, RECIPE, INLINE)
+    tar = tmp_path / "shards" / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    assert "digest" in verify_spatial(store).errors[0]
+    quick = verify_spatial(store, deep=False)
+    assert quick.ok
+    assert quick.num_tokens == summary.report.num_questions
+    tar.write_bytes(data[:-1])
+    assert "bytes" in verify_spatial(store, deep=False).errors[0]
+    tar.write_bytes(data)
+    (tmp_path / "records" / "shard-000000.jsonl").unlink()
+    assert "shard-000000.jsonl is missing" in verify_spatial(store, deep=False).errors[0]
 
 
 @pytest.mark.parametrize("form", ["stills", "codec"])
