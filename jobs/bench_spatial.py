@@ -83,7 +83,9 @@ def measure(num_scenes: int, seed: int, recipe: SpatialRecipe, *, every: int = 1
             pending = []
     rows = CorpusRows()
     for question in results.shipped:
-        rows.add(question, SHIPS)
+        # Scenes in memory have no folders: their frames' paths are told apart by the scene, as a run's are.
+        frames = [f"{question.scene_id}/{path}" for path in question.frames or []]
+        rows.add(question.model_copy(update={"frames": frames}), SHIPS)
     reasons = rows.levelled(recipe.max_share).tolist()
     results.dropped.update(f"{q.type}: {REASONS[why]}" for q, why in zip(results.shipped, reasons, strict=True) if why)
     results.shipped = [q for q, why in zip(results.shipped, reasons, strict=True) if not why]
