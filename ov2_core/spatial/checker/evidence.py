@@ -12,8 +12,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from ov2_core.spatial.scene import Scene
+from ov2_core.spatial.scene import Scene, stable_order
 
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 BOX_SLACK_M = 0.04
 BOX_SHARE = 0.9
@@ -35,6 +36,34 @@ def nearest(points_3N: F64, point: F64) -> tuple[int, float]:
     return best, least
 
 
+@numba.njit(cache=True, nogil=True)
+def stands_nearer(places_N2: F64, cloud: F64, gap: float) -> bool:
+    """Whether some point of a cloud [M, 2 or more] lies nearer than the gap to one of some places, seen from above."""
+    for k in range(len(cloud)):
+        for i in range(len(places_N2)):
+            x, y = places_N2[i, 0] - cloud[k, 0], places_N2[i, 1] - cloud[k, 1]
+            if np.sqrt(x * x + y * y) < gap:
+                return True
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
+def _world_3N(depth_HW: F32, eye: F64, ray_33: F64) -> F64:
+    """[3, H x W]: eye + depth x (ray through each pixel's centre); NaN where the depth is not above 0."""
+    height, width = depth_HW.shape
+    world = np.empty((3, height * width))
+    for row in range(height):
+        for k in range(3):
+            down = ray_33[k, 1] * (row + 0.5) + ray_33[k, 2]
+            for column in range(width):
+                depth = np.float64(depth_HW[row, column])
+                if depth > 0:
+                    world[k, row * width + column] = eye[k] + depth * (ray_33[k, 0] * (column + 0.5) + down)
+                else:
+                    world[k, row * width + column] = np.nan
+    return world
+
+
 class UnprovableError(ValueError):
     """The answer is wrong, or cannot be proven; the message is the reason it is counted under."""
 
@@ -47,7 +76,10 @@ class Evidence:
         self.record = scene.record
         self._world: dict[int, F64] = {}
         self._points: dict[tuple[int, int], F64] = {}
+        self._depths: dict[tuple[int, int], F64] = {}
         self._borne_out: dict[int, bool] = {}
+        self.named: dict[tuple[str, str], list[int]] = {}
+        """Texts that were read for names of objects before, and what they name."""
 
     @cached_property
     def inverse_intrinsics_F33(self) -> F64:
@@ -89,13 +121,8 @@ class Evidence:
         """All points of a frame, [3, H x W]; NaN where the depth is unknown."""
         if frame not in self._world:
             assert self.scene.depth_FHW is not None
-            depth = np.where(self.scene.depth_FHW[frame] > 0, self.scene.depth_FHW[frame], np.nan)
-            height, width = depth.shape
             ray = self.pose_F44[frame, :3, :3] @ self.inverse_intrinsics_F33[frame]
-            across, down = np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None]
-            eye = self.eye(frame)
-            planes = [eye[k] + depth * (ray[k, 0] * across + (ray[k, 1] * down + ray[k, 2])) for k in range(3)]
-            self._world[frame] = np.stack([plane.ravel() for plane in planes])
+            self._world[frame] = _world_3N(self.scene.depth_FHW[frame], self.eye(frame), ray)
         return self._world[frame]
 
     @cached_property
@@ -121,7 +148,7 @@ class Evidence:
         frames = []
         for mask in self.scene.masks_FHW:
             flat = mask.ravel()
-            order = np.argsort(flat, kind="stable")
+            order = stable_order(flat)
             ids, starts = np.unique(flat[order], return_index=True)
             parts = np.split(order, starts[1:])
             frames.append({int(number): part for number, part in zip(ids, parts, strict=True) if number})
@@ -144,7 +171,10 @@ class Evidence:
 
     def depths(self, frame: int, object_id: int) -> F64:
         """Depths of those: their share along the camera's forward axis."""
-        return (self.points(frame, object_id) - self.eye(frame)) @ self.axis(frame, 2)
+        key = frame, object_id
+        if key not in self._depths:
+            self._depths[key] = (self.points(frame, object_id) - self.eye(frame)) @ self.axis(frame, 2)
+        return self._depths[key]
 
     def corners(self, object_id: int, *, center: F64 | None = None) -> F64:
         """Corners [8, 3] of its box; with another centre, of the box moved there."""
@@ -204,6 +234,20 @@ class Evidence:
             if len(points) >= 12 and self.holds(corners, points).mean() >= BOX_SHARE:
                 return np.asarray(corners.mean(axis=0))
         raise UnprovableError("a track is not borne out by depth")
+
+    @cached_property
+    def walls(self) -> tuple[bool, int]:
+        """(whether points lie beyond a wall of the annotated outline, how many walls show points)."""
+        assert self.record.room is not None
+        outline, points = np.array(self.record.room.floor_polygon_xy_m), self.cloud
+        beyond, seen = False, 0
+        for a, b in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+            along = (b - a) / np.sqrt((b - a) @ (b - a))
+            normal = np.array([-along[1], along[0]])
+            off = (points[:, :2] - a) @ normal
+            beyond |= bool(min((off < -0.05).mean(), (off > 0.05).mean()) > 0.002)
+            seen += int((np.abs(off) < 0.03).sum() >= 20)
+        return beyond, seen
 
     @cached_property
     def object_points(self) -> F64:

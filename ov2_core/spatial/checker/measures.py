@@ -118,14 +118,9 @@ def room_size(asked: Asked) -> Value:
         if top is None or abs(high - top) > 0.03 or abs(low - room.floor_z_m) > 0.03:
             raise UnprovableError("floor and ceiling are not both seen")
         return float(high - low), HALF_STEP_M + 0.02
-    seen = 0
-    for a, b in zip(outline, np.roll(outline, -1, axis=0), strict=True):
-        along = (b - a) / np.sqrt((b - a) @ (b - a))
-        normal = np.array([-along[1], along[0]])
-        off = (points[:, :2] - a) @ normal
-        if min((off < -0.05).mean(), (off > 0.05).mean()) > 0.002:
-            raise UnprovableError("points lie beyond a wall")
-        seen += int((np.abs(off) < 0.03).sum() >= 20)
+    beyond, seen = evidence.walls
+    if beyond:
+        raise UnprovableError("points lie beyond a wall")
     if seen < len(outline) - 1:
         raise UnprovableError("walls are not seen")
     if measure == "floor area":

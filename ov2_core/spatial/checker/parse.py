@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from ov2_core.spatial.checker.evidence import Evidence, UnprovableError
 from ov2_core.spatial.formats import LETTERS
@@ -83,9 +84,14 @@ class Asked:
     def has(self, *words: str) -> str:
         """Which one of some words stands in the text; longer ones are looked for first."""
         for word in sorted(words, key=len, reverse=True):
-            if re.search(rf"\b{re.escape(word)}\b", self.text):
+            if _word(word).search(self.text):
                 return word
         raise UnprovableError("the question is not understood")
+
+
+@cache
+def _word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(word)}\b")
 
 
 def named_things(evidence: Evidence, text: str, *, after: str = "") -> list[int]:
@@ -94,6 +100,8 @@ def named_things(evidence: Evidence, text: str, *, after: str = "") -> list[int]
     Raises:
         UnprovableError: a name fits several.
     """
+    if (text, after) in evidence.named:
+        return list(evidence.named[text, after])
     pattern, fits = evidence.name_pattern
     found = []
     for match in pattern.finditer(text):
@@ -103,7 +111,8 @@ def named_things(evidence: Evidence, text: str, *, after: str = "") -> list[int]
         if len(fits[name]) != 1:
             raise UnprovableError("a name fits several objects")
         found.append(fits[name][0])
-    return found
+    evidence.named[text, after] = found
+    return list(found)
 
 
 def read_question(evidence: Evidence, question: SpatialQuestion) -> Asked:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from ov2_core.data.tracking import parse_tracks
-from ov2_core.spatial.checker.evidence import F64, Evidence, UnprovableError
+from ov2_core.spatial.checker.evidence import F64, Evidence, UnprovableError, stands_nearer
 from ov2_core.spatial.checker.measures import in_sight, window
 from ov2_core.spatial.checker.parse import Asked
 from ov2_core.spatial.formats import parse_box, parse_points, parse_trace
@@ -74,16 +74,15 @@ def box_object(asked: Asked) -> None:
     (frame,), (thing,) = asked.named_frames, asked.things
     evidence = asked.evidence
     assert evidence.scene.masks_FHW is not None
-    mask = evidence.scene.masks_FHW[frame] == thing
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    height, width = evidence.scene.masks_FHW[frame].shape
+    rows, columns = np.divmod(evidence.pixels(frame, thing), width)
     if not len(rows):
         raise UnprovableError("never in sight")
-    height, width = mask.shape
     exact = (
-        columns[0] / width,
-        rows[0] / height,
-        (columns[-1] + 1) / width,
-        (rows[-1] + 1) / height,
+        columns.min() / width,
+        rows.min() / height,
+        (columns.max() + 1) / width,
+        (rows.max() + 1) / height,
     )
     pixel = (1 / width, 1 / height) * 2
     for written, true, one in zip(parse_box(asked.answer), exact, pixel, strict=True):
@@ -115,10 +114,8 @@ def free_space(asked: Asked) -> None:
 
 
 def _check_clear(evidence: Evidence, places_N2: F64, gap: float) -> None:
-    for cloud in (evidence.object_points[:, :2], evidence.footprints):
-        low, high = places_N2.min(axis=0) - gap, places_N2.max(axis=0) + gap
-        near = cloud[((cloud >= low) & (cloud <= high)).all(axis=1)]
-        if len(near) and np.linalg.norm(places_N2[:, None] - near[None], axis=-1).min() < gap - 0.03:
+    for cloud in (evidence.object_points, evidence.footprints):
+        if stands_nearer(np.ascontiguousarray(places_N2), cloud, gap - 0.03):
             raise UnprovableError("something stands in the way")
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from ov2_core.spatial.formats import number_text
 from ov2_core.spatial.task import Draft, TaskContext, metres_apart
 
@@ -21,7 +19,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
     for _ in context.attempts():
         frame = context.random_frame()
         ids = context.peers(context.named_visible(frame), 1)
-        depths = [(number, float(np.median(scene.mask_stats[frame, number][2]))) for number in ids]
+        depths = [(number, scene.median_depth(frame, number)) for number in ids]
         found = context.contrast([d for d in depths if d[1] > 0.3], metres_apart, size=4, at_least=1)
         if not found:
             continue

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from ov2_core.spatial.task import Draft, TaskContext
 
 NAME = "relation_camera"
@@ -45,7 +43,7 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
         if apart and (at_a[0] < at_b[0]) == (stats_a[1] < stats_b[1]):
             holds["side"] = bool(at_a[0] < at_b[0])
         if abs(at_a[2] - at_b[2]) >= MIN_DEPTH_M and len(stats_a[2]) and len(stats_b[2]):
-            middle_a, middle_b = float(np.median(stats_a[2])), float(np.median(stats_b[2]))
+            middle_a, middle_b = scene.median_depth(frame, a), scene.median_depth(frame, b)
             if abs(middle_a - middle_b) >= MIN_DEPTH_M and (middle_a < middle_b) == (at_a[2] < at_b[2]):
                 holds["depth"] = bool(at_a[2] < at_b[2])
         rise = float(scene.center(a)[2] - scene.center(b)[2])

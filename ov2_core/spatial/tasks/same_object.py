@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 
+import numba
 import numpy as np
+import numpy.typing as npt
 
 from ov2_core.spatial.task import Draft, TaskContext, point_text
 
+Places = npt.NDArray[np.int64]
 NAME = "same_object"
 NEEDS = ("masks",)
 TEMPLATES = (
@@ -14,6 +17,24 @@ TEMPLATES = (
     "Look at {p} in {f0} and at {q} in {f1}, 0-999: one and the same object?",
 )
 MAX_APART = 60
+
+
+@numba.njit(cache=True, nogil=True)
+def _close_by(places: Places, width: int, own: int, start: int, near: float) -> tuple[Places, Places]:
+    """Indices of flat places within `near` pixels of `own`: those of less change of height from `start` than own's, the others."""
+    row, column, start_row = own // width, own % width, start // width
+    less, more = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
+    num_less = num_more = 0
+    for k in range(len(places)):
+        off = abs(places[k] // width - row)
+        if off <= near and abs(places[k] % width - column) <= near:
+            if abs(places[k] // width - start_row) < abs(row - start_row):
+                less[num_less] = k
+                num_less += 1
+            else:
+                more[num_more] = k
+                num_more += 1
+    return less[:num_less], more[:num_more]
 
 
 def drafts(context: TaskContext) -> Iterator[Draft]:
@@ -43,12 +64,8 @@ def drafts(context: TaskContext) -> Iterator[Draft]:
             places = scene.interior(j, other)
             if not len(places):
                 continue
-            rows, columns = np.divmod(places, width)
-            row, column = divmod(yes_place, width)
-            close = np.maximum(abs(rows - row), abs(columns - column)) <= near
             # Between frames points hardly change their height, so a wrong one must be as likely to have shifted less as more.
-            less = abs(rows - place // width) < abs(row - place // width)
-            sides = np.flatnonzero(close & less), np.flatnonzero(close & ~less)
+            sides = _close_by(places, width, yes_place, place, near)
             if len(sides[0]) and len(sides[1]):
                 side = context.rng.choice(sides)
                 pair = yes_place, int(places[side[context.rng.randrange(len(side))]])
