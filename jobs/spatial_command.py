@@ -22,7 +22,8 @@ def add_spatial_command(app: typer.Typer, errors: Callable[[], AbstractContextMa
     @app.command()
     def spatial(
         scenes: Annotated[
-            str, typer.Option(help="A folder of scenes (layouts: docs/spatial.md), or procedural:COUNT?seed=S.")
+            str,
+            typer.Option(help="A folder or URL of scenes (layouts: docs/spatial.md), or procedural:COUNT?seed=S."),
         ],
         out: Annotated[str, typer.Option(help="RUN: the folder that holds the run.")],
         recipe: Annotated[str, typer.Option(help="spatial-4m.")] = "spatial-4m",

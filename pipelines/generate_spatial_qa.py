@@ -25,6 +25,7 @@ from ov2_core.spatial.balance import balance
 from ov2_core.spatial.corpus import QUESTIONS_MEMBER, level_corpus
 from ov2_core.spatial.generate import SceneQuestions, generate_questions
 from ov2_core.spatial.recipe import SpatialRecipe
+from ov2_core.spatial.remote import is_remote
 from ov2_core.spatial.run_files import (
     make_report,
     publish_records,
@@ -355,6 +356,8 @@ class SpatialJob:
         def place(path: str) -> str:
             if "://" in path or os.path.isabs(path) or scene.folder is None:
                 return path
+            if is_remote(scene.folder):
+                return f"{scene.folder}/{path}"
             full = os.path.join(os.path.abspath(scene.folder), path)
             if self.store.is_local:
                 root = self.store.local("")

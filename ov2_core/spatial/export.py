@@ -1,8 +1,8 @@
 """A scene of any layout to a folder of our plain format."""
 
 import os
-import shutil
 
+from ov2_core.spatial.remote import is_remote, read_scene_file
 from ov2_core.spatial.scene import Scene
 from ov2_core.spatial.scene_files import write_scene
 
@@ -18,7 +18,8 @@ def export_scene(scene: Scene, folder: str) -> Scene:
             rgb = f"frames/{i:03d}{suffix}"
             target = os.path.join(folder, rgb)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copyfile(os.path.join(scene.folder, frame.rgb), target)
+            with open(target, "wb") as file:
+                file.write(read_scene_file(scene.folder, frame.rgb))
         frames.append(
             frame.model_copy(
                 update={
@@ -30,6 +31,6 @@ def export_scene(scene: Scene, folder: str) -> Scene:
         )
     video = record.video
     if video is not None and "://" not in video and scene.folder is not None:
-        video = os.path.abspath(os.path.join(scene.folder, video))
+        video = f"{scene.folder}/{video}" if is_remote(scene.folder) else os.path.abspath(f"{scene.folder}/{video}")
     changed = record.model_copy(update={"frames": frames, "depth_unit_m": 0.001, "video": video})
     return write_scene(Scene(record=changed, depth_FHW=scene.depth_FHW, masks_FHW=scene.masks_FHW), folder)

@@ -19,6 +19,7 @@ from ov2_core.spatial.checker.evidence import Evidence, UnprovableError
 from ov2_core.spatial.checker.parse import Asked, read_question
 from ov2_core.spatial.checker.places import in_text_order
 from ov2_core.spatial.formats import LETTERS, parse_box, parse_points, parse_trace
+from ov2_core.spatial.remote import read_scene_file
 from ov2_core.spatial.run_files import iter_questions
 from ov2_core.spatial.scene import Scene
 from ov2_core.spatial.sources import open_source
@@ -135,7 +136,7 @@ class _Images:
         else:
             path = scene.record.frames[frame].rgb
             try:
-                image = Image.open(path if scene.folder is None else f"{scene.folder}/{path}").convert("RGB")
+                image = Image.open(io.BytesIO(read_scene_file(scene.folder or ".", path))).convert("RGB")
             except OSError:
                 image = Image.new("RGB", (8, 6), (210, 210, 210))
         out = io.BytesIO()

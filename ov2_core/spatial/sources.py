@@ -1,4 +1,4 @@
-"""Where scenes come from: `procedural:COUNT?seed=S`, or a folder in one of the layouts of readers/.
+"""Where scenes come from: `procedural:COUNT?seed=S`, a folder in one of the layouts of readers/, or a URL of our plain format.
 
 Enters: a source as written on the command line. Leaves: numbered scenes, loaded one at a time, and a digest of what they are, which
 a resume compares.
@@ -10,8 +10,11 @@ import re
 from dataclasses import dataclass
 
 from ov2_core.spatial.procedural import make_scene
-from ov2_core.spatial.readers import Reader, find_scenes
+from ov2_core.spatial.readers import PLAIN, Reader, find_scenes
+from ov2_core.spatial.remote import find_remote_scenes, is_remote, load_remote_scene
 from ov2_core.spatial.scene import Scene, checked_scene
+from ov2_core.spatial.scene_files import SCENE_JSON
+from ov2_core.storage.files import Store
 
 WHOLE_BYTES = 64 << 20
 _PROCEDURAL = re.compile(r"procedural:(\d+)(?:\?seed=(\d+))?")
@@ -22,7 +25,7 @@ class SceneSource:
     """Numbered scenes; picklable."""
 
     text: str
-    """Absolute, as it goes into run.json."""
+    """Absolute path or URL, as it goes into run.json."""
     digest: str
     names: tuple[str, ...]
     """Of a folder's scenes; empty for procedural ones."""
@@ -47,6 +50,8 @@ class SceneSource:
         """Scene `number`. Raises BadItemError where it cannot be trusted."""
         if self.reader is None:
             return make_scene(self.seed, number)
+        if is_remote(self.text):
+            return load_remote_scene(f"{self.text}/{self.names[number]}")
         return checked_scene(self.reader.read(os.path.join(self.text, self.names[number])))
 
 
@@ -67,6 +72,8 @@ def open_source(text: str) -> SceneSource:
         raise ValueError(
             f"--scenes {text}: expected procedural:COUNT or procedural:COUNT?seed=S, e.g. procedural:100?seed=1"
         )
+    if is_remote(text):
+        return _open_remote(text.rstrip("/"))
     folder = os.path.abspath(text)
     if not os.path.isdir(folder):
         raise ValueError(f"--scenes {text}: no such folder, and not procedural:COUNT?seed=S")
@@ -79,6 +86,15 @@ def open_source(text: str) -> SceneSource:
         except OSError:
             hashing.update(f"{name}\0missing".encode())
     return SceneSource(folder, hashing.hexdigest(), tuple(names), len(names), reader=reader)
+
+
+def _open_remote(url: str) -> SceneSource:
+    names = find_remote_scenes(url)
+    store = Store(url)
+    hashing = hashlib.sha256(PLAIN.name.encode())
+    for name in names:
+        hashing.update(f"{name}\0".encode() + hashlib.sha256(store.read_bytes(f"{name}/{SCENE_JSON}")).digest())
+    return SceneSource(url, hashing.hexdigest(), tuple(names), len(names), reader=PLAIN)
 
 
 def _digest_of(path: str) -> bytes:

@@ -36,6 +36,7 @@ READERS = tuple(
     Reader(module.NAME, module.find, module.index_file, module.read, getattr(module, "is_packed", _never))
     for module in (plain, ca1m, arkit, scannetpp, scannet, hypersim, davis, molmo_tracks)
 )
+PLAIN = READERS[0]
 
 REMEDIES = {
     "*/*/*_frames": "ARKitScenes keeps its scenes in Training and Validation; name one of these",
