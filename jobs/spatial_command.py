@@ -33,6 +33,12 @@ def add_spatial_command(app: typer.Typer, errors: Callable[[], AbstractContextMa
         ] = "stills",
         per_type: Annotated[int, typer.Option(help="Questions of a type that a scene may give.", min=1)] = 20,
         seed: Annotated[int, typer.Option(help="Of what is asked.", min=0)] = 0,
+        set_: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--set", help="Change the recipe: max_share=0.2, scenes_per_shard=20, quotas.depth_point=5; repeatable."
+            ),
+        ] = None,
         export_scenes: Annotated[
             str | None, typer.Option(help="Write each scene in our plain format below this folder.")
         ] = None,
@@ -51,11 +57,13 @@ def add_spatial_command(app: typer.Typer, errors: Callable[[], AbstractContextMa
         """Make proven spatial and tracking questions of scenes, or go on with them: the same command resumes."""
         with errors():
             from ov2_core.spatial.gallery import write_gallery
-            from ov2_core.spatial.recipe import SpatialRecipe
+            from ov2_core.spatial.recipe import SpatialRecipe, with_settings
             from ov2_core.spatial.run_files import verify_spatial
             from pipelines.generate_spatial_qa import generate_spatial_qa
 
-            config = SpatialRecipe(name=recipe, seed=seed, questions_per_type=per_type, input=input)
+            config = with_settings(
+                SpatialRecipe(name=recipe, seed=seed, questions_per_type=per_type, input=input), set_ or []
+            )
             options = RunOptions(
                 workers=workers,
                 address=address,

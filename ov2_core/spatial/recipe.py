@@ -1,6 +1,7 @@
 """What a spatial run makes: quotas, shares, seed, and what questions are shown with."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from schemas.spatial import InputForm
@@ -48,3 +49,24 @@ class SpatialRecipe:
     def to_dict(self) -> dict[str, Any]:
         """All fields, for run.json."""
         return asdict(self)
+
+
+_SETTABLE = {"max_share": float, "max_answer_share": float, "scenes_per_shard": int}
+
+
+def with_settings(recipe: SpatialRecipe, settings: Sequence[str]) -> SpatialRecipe:
+    """A copy with fields set from "key=value" texts; quotas.TYPE sets one type's. Raises ValueError naming the keys."""
+    for text in settings:
+        key, _, value = text.partition("=")
+        kind = int if key.startswith("quotas.") else _SETTABLE.get(key)
+        if kind is None or not value:
+            raise ValueError(f"--set expects key=value with a key of {', '.join(_SETTABLE)}, quotas.TYPE, got {text!r}")
+        try:
+            parsed = kind(value)
+        except ValueError:
+            raise ValueError(f"--set {key}: expected {kind.__name__}, got {value!r}") from None
+        if key.startswith("quotas."):
+            recipe = replace(recipe, quotas={**recipe.quotas, key.removeprefix("quotas."): int(parsed)})
+        else:
+            recipe = replace(recipe, **{key: parsed})
+    return recipe

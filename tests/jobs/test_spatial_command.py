@@ -1,5 +1,6 @@
 """`ov2 spatial` and `ov2 verify` as a user types them."""
 
+import json
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -45,3 +46,23 @@ def test_spatial_says_what_is_wrong_with_its_arguments(tmp_path: Path) -> None:
     code, text = run("spatial", "--scenes", "procedural:1", "--out", str(tmp_path / "run"), "--recipe", "spatial-5m")
     assert code == 2
     assert "spatial-4m" in text
+    for setting, said in (
+        ("max_share", "quotas.TYPE"),
+        ("max_share=x", "float"),
+        ("max_share=2", "max_share"),
+        ("quotas.nothing=3", "no task type"),
+    ):
+        code, text = run("spatial", "--scenes", "procedural:1", "--out", str(tmp_path / "run"), "--set", setting)
+        assert code == 2
+        assert said in text
+
+
+def test_a_type_may_take_more_than_its_share_if_configured(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, text = run(
+        "spatial", "--scenes", "procedural:1?seed=1", "--out", str(out), "--per-type", "1", "--workers", "0",
+        "--progress", "off", "--gallery", "0", "--set", "quotas.depth_point=20", "--set", "max_share=1",
+    )  # fmt: skip
+    assert code == 0, text
+    report = json.loads((out / "report.json").read_text())
+    assert report["shipped"]["depth_point"] > 0.2 * report["num_questions"]
