@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from ov2_core.spatial.geometry import look_at, unproject
@@ -314,8 +316,8 @@ def write_davis(root: Path, scene: Scene) -> Path:
     return root
 
 
-def write_molmo(root: Path) -> Path:
-    """One row of Molmo2-VideoTrack: two dogs over 3 s, one leaves."""
+def write_molmo(root: Path, *, parquet: bool = False) -> Path:
+    """One row of Molmo2-VideoTrack: two dogs over 3 s, one leaves. As Parquet, behind it a single cat, twice."""
     root.mkdir(parents=True, exist_ok=True)
     row = {
         "id": "r1", "video": "v", "clip": "clip_1", "video_dataset": "set", "fps": 4.0, "start_frame": 8, "end_frame": 19,
@@ -325,5 +327,9 @@ def write_molmo(root: Path) -> Path:
             {"object_id": "b", "points": [[300.0, 50.0 + k] if k < 6 else [] for k in range(12)]},
         ],
     }  # fmt: skip
-    (root / "r1.track.json").write_text(json.dumps(row))
+    if parquet:
+        other = {**row, "id": "r2", "exp": "cat", "mask_id": ["a"], "points": row["points"][:1]}
+        pq.write_table(pa.Table.from_pylist([row, other, other]), root / "train-00000.parquet", row_group_size=2)
+    else:
+        (root / "r1.track.json").write_text(json.dumps(row))
     return root

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ov2_core.spatial.procedural import make_scene
 from ov2_core.spatial.readers import PLAIN, Reader, find_scenes
@@ -98,9 +99,15 @@ def _open_remote(url: str) -> SceneSource:
 
 
 def _digest_of(path: str) -> bytes:
-    """sha256 of a file; of a large one (a tar of a whole capture) of its size and its first and last megabyte."""
+    """sha256 of a file; of a large one (a tar of a whole capture) of its size and its first and last megabyte. Raises OSError."""
+    stat = os.stat(path)
+    return _digest_once(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _digest_once(path: str, size: int, mtime_ns: int) -> bytes:
+    """Kept for the rows of one file."""
     with open(path, "rb") as file:
-        size = os.path.getsize(path)
         if size <= WHOLE_BYTES:
             return hashlib.sha256(file.read()).digest()
         hashing = hashlib.sha256(f"{size}\0".encode() + file.read(1 << 20))

@@ -49,7 +49,6 @@ REMEDIES = {
     "images/scene_cam_*": "Hypersim needs _detail/metadata_scene.csv; unpack the whole scene",
     "scene.json": "name the folder that holds the scenes' folders",
     "world.gt": "name the folder that holds the scenes' folders",
-    "*.parquet": "write each row of Molmo2-VideoTrack as a NAME.track.json",
 }  # fmt: skip
 """What may lie in a folder, or one below, that no reader takes, and what helps."""
 

@@ -5,6 +5,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from spatial_scenes import (
     hand_scene,
@@ -97,6 +99,25 @@ def test_molmo_tracks_give_tracks_alone(tmp_path) -> None:
     assert {question.type for question in found.questions} == {"track_count"}
     assert any(q.answer == "1" and "at 2.0 s" in q.question for q in found.questions)
     assert any(q.answer == "2" for q in found.questions)
+
+
+def test_molmo_tracks_are_read_from_parquet_a_scene_a_row(tmp_path) -> None:
+    source = open_source(str(write_molmo(tmp_path / "rows", parquet=True)))
+    of_json = open_source(str(write_molmo(tmp_path / "json"))).load(0)
+    assert source.count == 3
+    scenes = [source.load(number) for number in (2, 0, 1)]
+    assert scenes[1].record == of_json.record.model_copy(update={"id": "train-00000-0000000"})
+    assert [thing.label for thing in scenes[0].record.objects] == ["cat"]
+    store = Store(str(tmp_path / "run"))
+    recipe = SpatialRecipe(input="frames", scenes_per_shard=1)
+    summary = generate_spatial_qa(str(tmp_path / "rows"), store, recipe, INLINE)
+    # The third row is a copy of the second and lies in another shard.
+    assert (summary.report.num_scenes, summary.report.num_scenes_repeated) == (3, 1)
+    assert summary.report.shipped["track_object"] >= 1
+    (tmp_path / "other").mkdir()
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other" / "x.parquet")
+    with pytest.raises(ValueError, match="known layout"):
+        open_source(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(
