@@ -97,6 +97,14 @@ def add_eval_commands(app: typer.Typer, errors: Callable[[], AbstractContextMana
                     raise ValueError(
                         f"give one of --predictions, --model and --server, got {' and '.join(sources) or 'none'}"
                     )
+                if recipe is not None:
+                    raise ValueError(
+                        f"--recipe belongs to the suite evidence, not to {suite}; for a model give --input"
+                    )
+                if predictions is not None and (out is not None or overrides):
+                    raise ValueError(
+                        "--out and --set belong to --model and --server; with --predictions nothing is asked"
+                    )
                 if propagator is not None:
                     chosen = _with_masks(chosen, propagator, device)
                 bins = run.bins_of_run(tokens, items) if tokens is not None else None
@@ -134,6 +142,13 @@ def add_eval_commands(app: typer.Typer, errors: Callable[[], AbstractContextMana
             if report is not None:
                 run.write_page(str(report), found, items, bins=bins)
                 print(f"report: {report}", file=sys.stderr)
+        if failed := found.notes.get("num_failed"):
+            told = (
+                f"{failed} of {len(items)} questions failed, count as missing and are asked again by the same command"
+            )
+            print(f"ov2: {told}; the first: {found.notes['first_error']}", file=sys.stderr)
+            if failed == len(items):
+                raise typer.Exit(1)
 
     @app.command("eval-curves")
     def eval_curves(
@@ -249,7 +264,7 @@ def add_eval_commands(app: typer.Typer, errors: Callable[[], AbstractContextMana
             from ov2_core.evals.grounding import convert
 
             try:
-                rows = convert(annotations.read_text(encoding="utf-8"), kind)
+                rows = convert(annotations.read_text(encoding="utf-8-sig"), kind)
             except ValueError as error:
                 raise ValueError(f"{annotations}: {error}") from None
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +279,8 @@ def _show(done: int, total: int) -> None:
 
 def _show_point(point: CurvePoint) -> None:
     print(
-        f"{point.mode} {point.budget}: {point.metric} {point.value:.4f}, {point.mean_tokens:.0f} tokens",
+        f"{point.mode} {point.budget}: {point.metric} {point.value:.4f}, {point.mean_tokens:.0f} tokens"
+        + (f", {point.num_missing} of {point.num_items} without an answer" if point.num_missing else ""),
         file=sys.stderr,
     )
 
@@ -325,6 +341,10 @@ def _server(
     )
 
 
+def _problem(found: Evaluation, id_: str) -> str | None:
+    return found.items[id_].detail.get("problem") if id_ in found.items else None
+
+
 def evaluation_text(found: Evaluation) -> str:
     """Metrics as lines, then what was odd."""
     width = max(len(name) for name in found.metrics)
@@ -347,6 +367,7 @@ def evaluation_text(found: Evaluation) -> str:
         ("lines that are no prediction", found.bad_lines),
     ):
         if named:
+            named = [f"{id_}: {problem}" if (problem := _problem(found, id_)) else id_ for id_ in named]
             more = f" and {len(named) - 5} more" if len(named) > 5 else ""
             lines.append(f"{title}: {len(named)} ({', '.join(named[:5])}{more})")
     return "\n".join(lines)

@@ -179,6 +179,8 @@ def bins_of_run(run: str, truth: Sequence[TruthItem]) -> dict[str, list[int]]:
 
 def write_text(path: Path, text: str) -> None:
     """At once and whole."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file")
     partial = path.with_name(path.name + ".part")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(text, encoding="utf-8")

@@ -71,6 +71,8 @@ class AskSummary:
     mean_visual_tokens: float | None
     mean_seconds: float | None
     """Of a question, from opening its media to its last token."""
+    first_error: str | None = None
+    """Of those that failed."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -131,12 +133,14 @@ def summary_of(path: str | os.PathLike[str], questions: Sequence[Question]) -> A
     rows = _rows(Path(path))
     answered = [rows[question.id] for question in questions if "prediction" in rows.get(question.id, {})]
     tokens = [row["num_visual_tokens"] for row in answered if row.get("num_visual_tokens") is not None]
+    errors = (rows[question.id].get("error") for question in questions if question.id in rows)
     seconds = [row["seconds"] for row in answered if row.get("seconds") is not None]
     return AskSummary(
         num_answered=len(answered),
         num_failed=len(questions) - len(answered),
         mean_visual_tokens=sum(tokens) / len(tokens) if tokens else None,
         mean_seconds=sum(seconds) / len(seconds) if seconds else None,
+        first_error=next((str(error) for error in errors if error is not None), None),
     )
 
 

@@ -12,6 +12,7 @@ against the union (QVHighlights annotates so).
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -149,7 +150,7 @@ def read_activitynet_captions(videos: Mapping[str, Any]) -> Iterator[dict[str, A
                 start, end = sorted((float(a), float(b)))
                 row = _row(f"{video}_{number}", f"{video}.mp4", sentence, [(start, end)])
                 yield row | ({"duration_seconds": float(entry["duration"])} if "duration" in entry else {})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{video}: expected timestamps and sentences, as many of each ({error})") from None
 
 
@@ -167,7 +168,7 @@ def read_qvhighlights(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             windows = [(float(a), float(b)) for a, b in entry["relevant_windows"]]
             row = _row(str(entry["qid"]), f"{entry['vid']}.mp4", entry["query"], windows)
             yield row | ({"duration_seconds": float(entry["duration"])} if "duration" in entry else {})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"line {number}: expected qid, query, vid and relevant_windows ({error!r})") from None
 
 
@@ -175,18 +176,25 @@ def convert(text: str, kind: str) -> list[dict[str, Any]]:
     """Truth rows of a whole annotation file. `kind`: charades-sta, activitynet-captions or qvhighlights.
 
     Raises:
-        ValueError: an unknown kind, or a file that is not of it.
+        ValueError: an unknown kind, a file that is not of it or holds nothing, or an id that comes twice.
     """
     if kind == "charades-sta":
-        return list(read_charades_sta(text.splitlines()))
-    if kind == "activitynet-captions":
+        rows = list(read_charades_sta(text.split("\n")))
+    elif kind == "activitynet-captions":
         videos = json.loads(text)
         if not isinstance(videos, dict):
             raise ValueError("expected one JSON object {video: {timestamps, sentences}}")
-        return list(read_activitynet_captions(videos))
-    if kind == "qvhighlights":
-        return list(read_qvhighlights(text.splitlines()))
-    raise ValueError(f"unknown annotations {kind!r}; there are charades-sta, activitynet-captions, qvhighlights")
+        rows = list(read_activitynet_captions(videos))
+    elif kind == "qvhighlights":
+        rows = list(read_qvhighlights(text.split("\n")))
+    else:
+        raise ValueError(f"unknown annotations {kind!r}; there are charades-sta, activitynet-captions, qvhighlights")
+    twice = [id_ for id_, count in Counter(row["id"] for row in rows).items() if count > 1]
+    if not rows or twice:
+        raise ValueError(
+            f"{', '.join(twice[:5])}: more than one question of this id" if twice else "no annotations in it"
+        )
+    return rows
 
 
 def _row(id_: str, video: str, query: str, intervals: Sequence[Interval]) -> dict[str, Any]:

@@ -145,14 +145,16 @@ def draw_scene(
         plain: one figure, no occlusion, no distraction, no miss, a standing camera: the smallest task that still is one.
 
     Raises:
-        ValueError: an unknown split, a clip of less than two frames, a frame below 48 x 48 px, or a tempo whose turn has fewer than
-            four frames.
+        ValueError: an unknown split, a clip of less than two frames, a frame below 48 x 48 px or of odd sides, or a tempo whose
+            turn has fewer than four frames.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     rng = np.random.default_rng([get_args(Split).index(split), seed])
     rate = fps if fps is not None else RATES[split][int(rng.integers(len(RATES[split])))]
     num_frames = round(seconds * rate)
+    if width_px % 2 or height_px % 2:
+        raise ValueError(f"width and height must be even, as H.264 wants them, got {width_px}x{height_px}")
     if num_frames < 2 or min(width_px, height_px) < 48:
         raise ValueError(f"expected >= 2 frames of >= 48x48 px, got {num_frames} of {width_px}x{height_px}; raise them")
     if not 0 < turns_per_second[0] <= turns_per_second[1] <= rate / 4:

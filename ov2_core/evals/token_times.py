@@ -141,7 +141,7 @@ def evaluate_tokens(
     """The evaluation, and tokens over time by id.
 
     Raises:
-        ValueError: no clip has an event.
+        ValueError: no clip has an event, or none has tokens.
     """
     if not any(events_of(item.row)[0] for item in truth):
         raise ValueError("none of the clips has an event, so there is no recall; give truth with event_seconds")
@@ -151,6 +151,8 @@ def evaluate_tokens(
         scores[item.id] = score_evidence(item, tokens)
         if isinstance(tokens, ClipTokens):
             bins[item.id] = time_bins(tokens, duration_of(item.row, tokens))
+    if scores and not bins:
+        raise ValueError(f"none of the {len(scores)} clips has tokens; {next(iter(scores.values())).detail['problem']}")
     counts = [item.detail["num_tokens"] for item in scores.values() if "num_tokens" in item.detail]
     suite = Suite(
         name="evidence",

@@ -149,6 +149,9 @@ def test_tracking_with_masks_has_j_and_f(tmp_path: Path) -> None:
         (("--server", "http://127.0.0.1:9/v1", "--out", "x.jsonl"), "--server-model"),
         (("--predictions", "none.jsonl"), "cannot be opened"),
         (("--predictions", "p", "--propagator", "colour"), "belongs to the suite tracking"),
+        (("--predictions", "p", "--recipe", "codec-4"), "--recipe belongs to the suite evidence"),
+        (("--predictions", "p", "--out", "x.jsonl"), "--out and --set belong to --model and --server"),
+        (("--predictions", "p", "--set", "area_px=50176"), "--out and --set belong to --model and --server"),
     ],
 )
 def test_wrong_calls_are_one_line(clips: Path, options: tuple[str, ...], message: str) -> None:
@@ -159,6 +162,46 @@ def test_wrong_calls_are_one_line(clips: Path, options: tuple[str, ...], message
 
 def test_evidence_needs_tokens(clips: Path) -> None:
     assert "--tokens RUN" in run("eval", "--suite", "evidence", "--truth", clips / "truth.jsonl", code=2)
+
+
+def test_tokens_of_no_clip_are_an_error_and_of_some_are_named(tmp_path: Path, clips: Path) -> None:
+    rows = [json.loads(line) for line in (clips / "truth.jsonl").read_text().splitlines()]
+    options = ("--suite", "evidence", "--recipe", "uniform-2")
+    truth = write_lines(tmp_path / "t.jsonl", [{**row, "video": "none.mp4"} for row in rows])
+    assert "none of the 3 clips has tokens" in run("eval", *options, "--truth", truth, code=2)
+    rows[0]["video"] = str(clips / rows[0]["video"])
+    write_lines(truth, [rows[0], {**rows[1], "video": "none.mp4"}])
+    assert f"missing, counted as wrong: 1 ({rows[1]['id']}: " in run("eval", *options, "--truth", truth)
+
+
+def test_a_server_that_is_not_there_is_named_and_fails_the_command(tmp_path: Path) -> None:
+    row = {"id": "a", "answer": "[1]", "video": "none.mp4"}
+    result = RUNNER.invoke(
+        app,
+        [
+            "eval", "--suite", "jumpscore", "--truth", str(write_lines(tmp_path / "t.jsonl", [row])), "--out",
+            str(tmp_path / "a.jsonl"), "--server", "http://127.0.0.1:9/v1", "--server-model", "m", "--json",
+        ],
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "1 of 1 questions failed" in result.stderr
+    assert "no such file" in result.stderr
+    found = json.loads(result.stdout)
+    assert (found["num_missing"], found["run"]["num_failed"]) == (1, 1)
+
+
+def test_clips_of_odd_sides_are_refused(tmp_path: Path) -> None:
+    assert "even" in run("eval-data", "jumpscore", "--out", tmp_path, "--clips", 1, "--width", 49, code=2)
+
+
+def test_annotations_may_open_with_a_byte_order_mark_and_must_hold_something(tmp_path: Path) -> None:
+    source, truth = tmp_path / "a.txt", tmp_path / "t.jsonl"
+    options = ("eval-data", "grounding", "--annotations", source, "--kind", "charades-sta", "--out", truth)
+    source.write_text("AAA 0.0 6.0##a person sits.\n", encoding="utf-8-sig")
+    run(*options)
+    assert json.loads(truth.read_text())["id"] == "AAA_1"
+    source.write_text("\n")
+    assert "no annotations" in run(*options, code=2)
 
 
 def test_wrong_rates_are_refused(tmp_path: Path) -> None:

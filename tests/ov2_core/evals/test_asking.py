@@ -56,6 +56,7 @@ def test_failed_questions_are_named_stop_no_other_and_are_asked_again(tmp_path, 
     assert found.answers == {"q0": "[0]", "q2": "[2]", "q4": "[4]"}
     assert found.bad_lines == []
     assert "too long" in path.read_text()
+    assert summary.first_error == "ValueError: too long"
     second = Fake(max_in_flight=max_in_flight)
     assert ask_all(questions(), second, path).num_failed == 0
     assert sorted(second.asked) == ["q1", "q3"]

@@ -119,6 +119,16 @@ def test_qvhighlights_lines_become_truth():
         convert(json.dumps({"qid": 1, "query": "x", "vid": "y"}), "qvhighlights")
 
 
+def test_annotations_of_wrong_types_or_with_an_id_twice_are_refused():
+    with pytest.raises(ValueError, match="v: expected timestamps"):
+        convert(json.dumps({"v": {"timestamps": [[0, 1]], "sentences": [3]}}), "activitynet-captions")
+    line = json.dumps({"qid": 1, "query": "x", "vid": "y", "relevant_windows": [[1, 2]]})
+    with pytest.raises(ValueError, match="1: more than one question"):
+        convert(f"{line}\n{line}", "qvhighlights")
+    with pytest.raises(ValueError, match="line 1"):
+        convert('{"qid": 1, "query": 3, "vid": "y", "relevant_windows": [[1, 2]]}', "qvhighlights")
+
+
 def test_unknown_annotations_are_refused():
     with pytest.raises(ValueError, match="charades-sta"):
         convert("", "coco")
