@@ -5,11 +5,11 @@ Enters: the tars of all committed shards. Leaves: for each of their questions, i
 function of the tars alone, so neither workers nor kills change it; records are written from tars and this (run_files.py). Which of
 equals fall is decided by a digest of their ids, as in balance.py.
 
-A text tells an answer where questions of the same words (numbers left out) and the same choices have one answer more often than
-another. Choices that are numbers count by their rank: that the sofa's height is the greatest of those offered is what its name
-tells. With two choices and at least MIN_COUNT questions both answers are levelled to the rarer one; else an answer that is more
-frequent than two standard deviations of chance allow is thinned to what the others have on average. So what is always the same
-(5 times or more) goes altogether.
+A text tells an answer where questions of the same meaning (sense.py: whatever their phrasing, frames and points) about the same
+names and of the same choices have one answer more often than another. Choices that are numbers count by their rank: that the
+sofa's height is the greatest of those offered is what its name tells. With two choices and at least MIN_COUNT questions both
+answers are levelled to the rarer one; else an answer that is more frequent than two standard deviations of chance allow is
+thinned to what the others have on average. So what is always the same (5 times or more) goes altogether.
 
 Memory: 34 bytes a question, whatever the number of scenes.
 """
@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from ov2_core.spatial.balance import MIN_COUNT, type_limit
 from ov2_core.spatial.formats import LETTERS
+from ov2_core.spatial.sense import sense_of
 from ov2_core.storage.commit import iter_commits
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import tar_rel
@@ -122,7 +123,7 @@ class CorpusRows:
         self._order.append(_digest(question.id))
         shown = [question.frames, question.video, question.frame_indices]
         self._shown.append(_digest(shown, question.type, question.question, sorted(choices)))
-        self._text.append(_digest(question.type, _DIGITS.sub("#", question.question), named) if choices else 0)
+        self._text.append(_digest(question.type, _meaning(question), named) if choices else 0)
         self._pair.append(_digest(question.type, named) if len(choices) == 2 and named != ["#", 2] else 0)
         self._side.append(side)
         self._sides.append(len(choices))
@@ -190,6 +191,16 @@ def _side(question: SpatialQuestion) -> tuple[int, list[Any]]:
         ranked = sorted(choices, key=lambda choice: float(_DIGITS.findall(choice)[0]))
         return ranked.index(right), ["#", len(choices)]
     return sorted(choices).index(right), sorted(choices)
+
+
+def _meaning(question: SpatialQuestion) -> list[Any]:
+    """What the text asks about what, phrasing and frames left out, and names that are choices as well: they stand there."""
+    sense = sense_of(question.type, question.question)
+    if sense is None:
+        return [_DIGITS.sub("#", question.question)]
+    family, fields = sense
+    choices = {f"the {choice}" for choice in question.choices or []}
+    return [family, sorted((name, value) for name, value in fields.items() if value not in choices)]
 
 
 def _digest(*parts: object) -> int:

@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 from ov2_core.spatial.balance import type_limit
 from ov2_core.spatial.blind import blind_scores
 from ov2_core.spatial.corpus import REASONS, REPEATED, SHIPS, TOLD, CorpusRows
+from ov2_core.spatial.generate import generate_questions
+from ov2_core.spatial.procedural import make_scene
+from ov2_core.spatial.recipe import SpatialRecipe
+from ov2_core.spatial.sense import sense_of
 from schemas.spatial import SpatialQuestion
 
 SIZES = {"sofa": 9, "table": 6, "stool": 2, "mug": 1}
@@ -89,6 +93,36 @@ def test_the_order_changes_nothing(seed: int, truth: float) -> None:
     )
     assert one == two
     assert set(one) == ships
+
+
+def test_phrasing_order_and_frames_change_no_meaning() -> None:
+    first = ("compare_volumes", "Which has the larger bounding box by volume in these frames: the bed or the red cup?")
+    again = (
+        "compare_volumes",
+        "Of the red cup and the bed in the video, which one takes up the larger box-shaped space?",
+    )
+    other = (
+        "compare_volumes",
+        "Of the red cup and the bed in the video, which one takes up the smaller box-shaped space?",
+    )
+    assert sense_of(*first) == ("TEMPLATES.", {"way": "larger", "a": "the bed", "b": "the red cup"})
+    assert sense_of(*again) == ("TEMPLATES.", {"way": "larger", "a": "the red cup", "b": "the bed"})
+    assert sense_of(*other) == ("TEMPLATES.", {"way": "smaller", "a": "the red cup", "b": "the bed"})
+    assert sense_of("compare_volumes", "Is it big?") is None
+    asked = [ask(4 * k, first[1] if k % 2 else again[1], ["bed", "red cup"], "A") for k in range(12)]
+    assert set(levelled(asked)) == {TOLD}
+    both = [*asked, *(ask(4 * k + 1, other[1], ["bed", "red cup"], "B") for k in range(12))]
+    assert set(levelled(both)) == {TOLD}  # one of them is the larger, the other the smaller: told both ways
+    fair = [q.model_copy(update={"answer": "AB"[k % 2]}) for k, q in enumerate(asked)]
+    assert set(levelled(fair)) == {SHIPS}
+
+
+def test_every_phrasing_of_every_type_has_a_sense() -> None:
+    found = generate_questions(make_scene(2, 0), SpatialRecipe(questions_per_type=6))
+    for question in found.questions:
+        sense = sense_of(question.type, question.question)
+        assert sense is not None, question.question
+        assert not any("frame" in value for value in sense[1].values()), question.question
 
 
 def test_a_question_asked_twice_of_the_same_pictures_ships_once() -> None:
