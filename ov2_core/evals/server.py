@@ -7,9 +7,12 @@ that honour Retry-After; what the server says otherwise is the question's error.
 """
 
 import base64
+import contextlib
 import http.client
 import io
 import json
+import math
+import mimetypes
 import os
 import random
 import socket
@@ -85,16 +88,18 @@ class ServerAnswerer:
         reply = self._post(json.dumps(body).encode())
         try:
             text = reply["choices"][0]["message"]["content"]
+            if isinstance(text, list):  # parts, as in questions
+                text = "".join(part["text"] for part in text if part.get("type") == "text")
             if not isinstance(text, str):
                 raise TypeError(f"its content is {type(text).__name__}")
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.base_url}: the reply holds no answer ({error!r})") from None
         return Answer(text=text)
 
     def _content(self, question: Question) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = []
         for path in question.images:
-            parts.append(_picture(Path(path).read_bytes(), "image/png" if path.endswith(".png") else "image/jpeg"))
+            parts.append(_picture(Path(path).read_bytes(), mimetypes.guess_type(path)[0] or "image/jpeg"))
         if question.video is not None and self.media == "video":
             local = "://" not in question.video
             url = Path(question.video).absolute().as_uri() if local else question.video
@@ -120,20 +125,26 @@ class ServerAnswerer:
             pause = self.first_pause_seconds * 2**attempt * random.uniform(0.75, 1.25)
             try:
                 reply = _fetch(urllib.request.Request(url, data=body, headers=headers), self.timeout_seconds)
-                return json.loads(reply)
-            except urllib.error.HTTPError as error:
-                said = error.read(2000).decode("utf-8", "replace").strip()
-                problem = f"{url}: {error.code} {error.reason}: {said:.300}"
-                if error.code not in RETRIED_STATUS:
-                    raise ValueError(problem) from None
-                pause = max(pause, _retry_after(error))
-            except ValueError as error:
-                raise ValueError(f"{url}: the reply is no JSON: {error}") from None
             except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
                 problem = f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}"
+            else:
+                if reply.status == 200:
+                    return _json_of(url, reply.data)
+                said = reply.data[:2000].decode("utf-8", "replace").strip()
+                problem = f"{url}: {reply.status} {reply.reason}: {said:.300}"
+                if reply.status not in RETRIED_STATUS:
+                    raise ValueError(problem)
+                pause = max(pause, reply.retry_after_seconds)
             if attempt + 1 < self.max_attempts:
                 time.sleep(min(pause, MAX_PAUSE_SECONDS))
         raise OSError(f"{problem} ({self.max_attempts} attempts)")
+
+
+def _json_of(url: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{url}: the reply is no JSON: {error}") from None
 
 
 def key_from_environment(name: str | None) -> str | None:
@@ -149,40 +160,86 @@ def key_from_environment(name: str | None) -> str | None:
     return os.environ[name]
 
 
-def _fetch(request: urllib.request.Request, timeout_seconds: float) -> bytes:
-    """The whole reply within the deadline: socket timeouts count from byte to byte, so a watchdog ends a reply that trickles."""
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    status: int
+    reason: str
+    retry_after_seconds: float
+    data: bytes
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A question is not sent on to another address, nor is the key."""
+
+    def redirect_request(self, *args: Any, **options: Any) -> None:
+        return None
+
+
+def _fetch(request: urllib.request.Request, timeout_seconds: float) -> _Reply:
+    """The whole reply, whatever its status, within the deadline: socket timeouts count from byte to byte, so a watchdog ends a
+    reply that trickles.
+
+    Raises:
+        OSError, http.client.HTTPException: there is none, or not the whole of it.
+    """
     late = threading.Event()
-    with urllib.request.urlopen(request, timeout=timeout_seconds) as reply:
+    sockets: list[socket.socket] = []
 
-        def cut() -> None:
-            late.set()
-            try:
-                reply.fp.raw._sock.shutdown(socket.SHUT_RDWR)
-            except (AttributeError, OSError):
-                reply.close()
+    def kept(kind: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        class Connection(kind):  # type: ignore[misc, valid-type]
+            def connect(self) -> None:
+                super().connect()
+                sockets.append(self.sock)
 
-        watchdog = threading.Timer(timeout_seconds, cut)
-        watchdog.daemon = True
-        watchdog.start()
+        return Connection
+
+    class Http(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(kept(http.client.HTTPConnection), req)
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(kept(http.client.HTTPSConnection), req)
+
+    def cut() -> None:
+        late.set()
+        for connected in sockets:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    watchdog = threading.Timer(timeout_seconds, cut)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        opener = urllib.request.build_opener(Http, Https, _NoRedirects)
         try:
+            reply: Any = opener.open(request, timeout=timeout_seconds)
+        except urllib.error.HTTPError as error:
+            reply = error
+        with reply:
             data: bytes = reply.read(MAX_REPLY_BYTES + 1)
-        except Exception as error:
-            raise TimeoutError(f"no whole reply in {timeout_seconds:g} s") if late.is_set() else error from None
-        finally:
-            watchdog.cancel()
+            left = getattr(reply.fp if isinstance(reply, urllib.error.HTTPError) else reply, "length", None)
+            if len(data) > MAX_REPLY_BYTES:
+                raise OSError(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
+            if left and not late.is_set():
+                raise ConnectionError(f"the reply was cut off, {left} bytes before its end")
+    except Exception as error:
+        raise TimeoutError(f"no whole reply in {timeout_seconds:g} s") if late.is_set() else error from None
+    finally:
+        watchdog.cancel()
     if late.is_set():
         raise TimeoutError(f"no whole reply in {timeout_seconds:g} s")
-    if len(data) > MAX_REPLY_BYTES:
-        raise OSError(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
-    return data
+    return _Reply(reply.status, str(reply.reason), _seconds_of(reply.headers.get("Retry-After")), data)
 
 
 def _picture(data: bytes, kind: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
-def _retry_after(error: urllib.error.HTTPError) -> float:
+def _seconds_of(retry_after: str | None) -> float:
+    """0 for none, for a date and for nonsense: then the client's own pause holds."""
     try:
-        return max(0.0, float(error.headers.get("Retry-After", "0")))
+        seconds = float(retry_after or 0)
     except ValueError:
         return 0.0
+    return seconds if 0 <= seconds < math.inf else 0.0

@@ -138,8 +138,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = b"<html>"
         if act == "empty":
             text = b'{"choices": []}'
+        if act == "parts":
+            text = json.dumps({"choices": [{"message": {"content": [{"type": "text", "text": "[0.5]"}]}}]}).encode()
+        if act == "slow head":
+            for byte in b"HTTP/1.0 200 OK\r\nX-Padding: " + b"x" * 200:
+                if self.server.stop.wait(0.1):
+                    return
+                self.wfile.write(bytes([byte]))
+            return
+        if act == "error that hangs":
+            status = 500
         self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Content-Length", str(len(text) + (100 if act in ("cut off", "error that hangs") else 0)))
+        if status == 302:
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_address[1]}/elsewhere")
         if status == 429:
             self.send_header("Retry-After", "0.01")
         self.end_headers()
@@ -151,6 +163,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.flush()
             return
         self.wfile.write(text)
+        if act == "error that hangs":
+            self.wfile.flush()
+            self.server.stop.wait(5)
 
     def log_message(self, *args):
         pass
@@ -200,7 +215,7 @@ def test_videos_may_go_as_urls_and_settings_hold_no_key(server):
     assert "secret" not in json.dumps(asked.settings())
 
 
-@pytest.mark.parametrize("script", [[500, 429, "drop"], [503], ["drop", "drop", "drop"]])
+@pytest.mark.parametrize("script", [[500, 429, "drop"], [503], ["drop", "drop", "drop"], ["cut off"]])
 def test_passing_failures_are_tried_again(server, script):
     server.script = list(script)
     assert client(server).answer(Question(id="a", prompt="?", video=None)).text == "[0.5]"
@@ -212,6 +227,7 @@ def test_passing_failures_are_tried_again(server, script):
     [
         ([400], ValueError, "400", 1),
         ([404], ValueError, "404", 1),
+        ([302], ValueError, "302", 1),  # neither the question nor the key goes to another address
         (["junk"], ValueError, "no JSON", 1),
         (["empty"], ValueError, "no answer", 1),
         ([500] * 9, OSError, r"500.*\(4 attempts\)", 4),
@@ -224,7 +240,22 @@ def test_what_does_not_pass_is_the_questions_error(server, script, error, messag
     assert len(server.requests) == num_requests
 
 
-@pytest.mark.parametrize("act", ["hang", "trickle"])
+def test_an_answer_in_parts_is_read(server):
+    server.script = ["parts"]
+    assert client(server).answer(Question(id="a", prompt="?", video=None)).text == "[0.5]"
+
+
+def test_pictures_are_sent_as_what_they_are(server, tmp_path):
+    for name in ("a.webp", "b.PNG", "c"):
+        (tmp_path / name).write_bytes(b"x")
+    client(server).answer(
+        Question(id="a", prompt="?", video=None, images=[str(tmp_path / n) for n in ("a.webp", "b.PNG", "c")])
+    )
+    urls = [part["image_url"]["url"] for part in server.requests[0][2]["messages"][0]["content"][:3]]
+    assert [url.split(";")[0] for url in urls] == ["data:image/webp", "data:image/png", "data:image/jpeg"]
+
+
+@pytest.mark.parametrize("act", ["hang", "trickle", "slow head", "error that hangs"])
 def test_a_server_that_hangs_or_trickles_is_left_at_the_deadline(server, act):
     server.script = [act] * 4
     began = time.perf_counter()
