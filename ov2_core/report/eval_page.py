@@ -12,7 +12,8 @@ from ov2_core.evals.evaluate import Evaluation, Metric
 from ov2_core.evals.item import ItemScore, Mark
 from ov2_core.report.render import asset, source_hash
 
-MAX_TIMELINES, MAX_ROWS = 60, 2000
+MAX_TIMELINES, MAX_ROWS, MAX_MARKS = 60, 2000, 2000
+"""Clips, items and marks of a row that are drawn; what is left out is told."""
 _PLOT_LEFT, _PLOT_WIDTH = 70, 920
 
 
@@ -50,8 +51,8 @@ def evaluation_page(
         parts += ["<h2>By type</h2>", _group_table(found)]
     timelines = _timelines(found, durations or {}, token_bins or {})
     if timelines:
-        told = f" (the first {MAX_TIMELINES})" if timelines.count("<div class='clip'>") == MAX_TIMELINES else ""
-        parts += [f"<h2>Clips over time{told}</h2>", _LEGEND, timelines]
+        told = f" (the first {MAX_TIMELINES} of {len(found.items)})" if len(found.items) > MAX_TIMELINES else ""
+        parts += [f"<h2>Clips over time{told}</h2>", _legend(with_tokens=bool(token_bins)), timelines]
     parts += ["<h2>All items</h2>", _item_table(found)]
     style = asset("eval.css")
     policy = f"default-src 'none'; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
@@ -91,7 +92,7 @@ def _interval_bar(metric: Metric) -> str:
     return (
         "<svg viewBox='0 0 200 10' preserveAspectRatio='none' aria-hidden='true'><line class='axis' x1='0' x2='200' y1='5' y2='5' "
         f"stroke-width='2'/><rect class='tokens' x='{low:.1f}' y='2' width='{max(high - low, 0.5):.1f}' height='6'/>"
-        f"<rect class='hit' x='{value - 1:.1f}' y='0' width='2' height='10'/></svg>"
+        f"<rect class='hit' x='{min(max(value - 1, 0), 198):.1f}' y='0' width='2' height='10'/></svg>"
     )
 
 
@@ -110,27 +111,26 @@ def _notes(found: Evaluation) -> list[str]:
     return notes
 
 
-_LEGEND = (
-    "<p class='legend'>"
-    + "".join(
+def _legend(*, with_tokens: bool) -> str:
+    tones = [
+        ("truth", "truth, found"),
+        ("miss", "truth, not found"),
+        ("hit", "answer, right"),
+        ("false", "answer, false"),
+        *([("tokens", "tokens over time")] if with_tokens else []),
+    ]
+    entries = (
         f"<span><svg viewBox='0 0 12 12' aria-hidden='true'><rect class='{tone}' width='12' height='12' rx='3'/></svg>{told}</span>"
-        for tone, told in (
-            ("truth", "truth, found"),
-            ("miss", "truth, not found"),
-            ("hit", "answer, right"),
-            ("false", "answer, false"),
-            ("tokens", "tokens over time"),
-        )
+        for tone, told in tones
     )
-    + "</p>"
-)
+    return f"<p class='legend'>{''.join(entries)}</p>"
 
 
 def _timelines(found: Evaluation, durations: Mapping[str, float], token_bins: Mapping[str, Sequence[int]]) -> str:
+    if not token_bins and not any(item.truth_marks or item.predicted_marks for item in found.items.values()):
+        return ""
     clips = []
     for id_, item in found.items.items():
-        if not item.truth_marks and not item.predicted_marks and id_ not in token_bins:
-            continue
         marks = [*item.truth_marks, *item.predicted_marks]
         shown = max((mark.end_seconds for mark in item.truth_marks), default=0.0) * 1.05
         duration = durations.get(id_) or shown or max((mark.end_seconds for mark in marks), default=1.0) or 1.0
@@ -140,6 +140,8 @@ def _timelines(found: Evaluation, durations: Mapping[str, float], token_bins: Ma
         late = sum(mark.start_seconds > duration for mark in item.predicted_marks)
         told = f"{len(item.truth_marks)} true, {len(item.predicted_marks)} answered"
         told += f", {late} of them behind the end" if late else ""
+        if max(len(item.truth_marks), len(item.predicted_marks) - late) > MAX_MARKS:
+            told += f"; the first {MAX_MARKS} are drawn"
         clips.append(
             f"<div class='clip'><header><b>{_text(id_)}</b><span>{score}</span>{status}<span class='dim'>{told}</span></header>"
             f"{_timeline(item, duration, token_bins.get(id_))}</div>"
@@ -157,7 +159,7 @@ def _timeline(item: ItemScore, duration: float, bins: Sequence[int] | None) -> s
         parts.append(
             f"<line class='axis' x1='{_PLOT_LEFT}' x2='{_PLOT_LEFT + _PLOT_WIDTH}' y1='{y + 18}' y2='{y + 18}'/>"
         )
-        parts += [_mark(mark, duration, y) for mark in marks if mark.start_seconds <= duration]
+        parts += [_mark(mark, duration, y) for mark in marks if mark.start_seconds <= duration][:MAX_MARKS]
         y += 24
     if bins is not None:
         highest = max(max(bins, default=0), 1)
@@ -175,8 +177,17 @@ def _timeline(item: ItemScore, duration: float, bins: Sequence[int] | None) -> s
     for step in range(6):
         x = _PLOT_LEFT + _PLOT_WIDTH * step / 5
         anchor = "start" if step == 0 else "end" if step == 5 else "middle"
-        parts.append(f"<text x='{x:.0f}' y='{y + 12}' text-anchor='{anchor}'>{duration * step / 5:.1f} s</text>")
+        parts.append(
+            f"<text x='{x:.0f}' y='{y + 12}' text-anchor='{anchor}'>{_clock(duration * step / 5, duration)}</text>"
+        )
     return f"<svg viewBox='0 0 {_PLOT_LEFT + _PLOT_WIDTH + 6} {y + 18}' role='img' aria-label='timeline'>{''.join(parts)}</svg>"
+
+
+def _clock(seconds: float, duration: float) -> str:
+    """Of an axis: 0.08 s, 1.6 s, 12:00."""
+    if duration >= 600:
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    return f"{seconds:.{1 if duration >= 5 else 2}f} s"
 
 
 def _mark(mark: Mark, duration: float, y: int) -> str:
@@ -230,7 +241,7 @@ def _item_table(found: Evaluation) -> str:
         answer = found.answers.get(id_, "")
         status = f"<span class='bad'>{item.status}</span>" if item.status != "read" else "read"
         rows.append(
-            f"<td>{_text(id_)}</td><td>{status}</td>"
+            f"<td class='id'>{_text(id_)}</td><td>{status}</td>"
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + f"<td class='text'>{_text(answer[:400])}</td>"
         )
@@ -239,5 +250,5 @@ def _item_table(found: Evaluation) -> str:
 
 
 def _table(names: Sequence[object], rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+    head = "".join(f"<th{' class=text' if name == 'answer' else ''}>{_text(name)}</th>" for name in names)
     return f"<div class='table'><table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table></div>"

@@ -95,6 +95,26 @@ def test_report_draws_timelines_and_no_answer_becomes_markup(tmp_path: Path, cli
     assert "Unreadable answers, counted as wrong: 1" in page.read_text()
 
 
+def test_report_shows_every_clip_and_says_what_it_does_not_draw(tmp_path: Path) -> None:
+    rows = [
+        {"id": "none", "answer": [], "duration_seconds": 0.4},
+        {"id": "hour", "answer": [1.0], "duration_seconds": 3600},
+        {"id": "runs on", "answer": [1.0], "duration_seconds": 8},
+    ]
+    many = [{"id": "none", "prediction": []}, {"id": "runs on", "prediction": [i / 500 for i in range(3000)]}]
+    page = tmp_path / "report.html"
+    run(
+        "eval", "--suite", "jumpscore", "--truth", write_lines(tmp_path / "t.jsonl", rows), "--predictions",
+        write_lines(tmp_path / "p.jsonl", many), "--report", page,
+    )  # fmt: skip
+    text = page.read_text()
+    assert text.count("class='clip'") == 3
+    assert all(f">{label}<" in text for label in ("0.08 s", "12:00", "60:00", "1.6 s"))
+    assert "3000 answered; the first 2000 are drawn" in text
+    assert 2000 < text.count("<rect class='false'") + text.count("<rect class='hit'") < 2050
+    assert "tokens over time" not in text
+
+
 def test_tokens_are_scored_by_the_events_they_show(tmp_path: Path, clips: Path) -> None:
     text = run("eval", "--suite", "evidence", "--truth", clips / "truth.jsonl", "--recipe", "uniform-64", "--json")
     found = json.loads(text)
