@@ -80,6 +80,8 @@ class EventScore:
     strict_recall: float
     """Share of events of which one frame within 0.1 s shows at least half of the moving blocks."""
     num_events: int
+    shown: tuple[bool, ...] = ()
+    """For each event, whether such a token is there."""
 
 
 def evidence_of(video: TokenizedVideo) -> BlockEvidence:
@@ -332,20 +334,21 @@ def score_events(
         event_seconds: on the evidence's clock (0 = first frame shown).
         event_boxes_xyxy_px: the region that moves at each event, pixels of the source frame as shown.
     """
-    hits = strict = 0
+    strict = 0
+    shown: list[bool] = []
     seconds_E = evidence.t_E / fps
     for second, box in zip(event_seconds, event_boxes_xyxy_px, strict=True):
         moving = moving_blocks(evidence, box, source_width_px=source_width_px, source_height_px=source_height_px)
         near = np.abs(seconds_E - second) <= EVENT_TOLERANCE_SECONDS + _TIME_EPSILON_SECONDS
         near &= moving[evidence.row_E, evidence.column_E]
-        hits += bool(near.any())
+        shown.append(bool(near.any()))
         tokens = np.unique(np.stack([evidence.t_E[near], evidence.row_E[near], evidence.column_E[near]]), axis=1)
         _, per_frame = np.unique(tokens[0], return_counts=True)
         strict += bool(per_frame.max(initial=0) >= STRICT_SHARE * moving.sum())
     count = len(event_seconds)
     if count == 0:
         return EventScore(recall=float("nan"), strict_recall=float("nan"), num_events=0)
-    return EventScore(recall=hits / count, strict_recall=strict / count, num_events=count)
+    return EventScore(recall=sum(shown) / count, strict_recall=strict / count, num_events=count, shown=tuple(shown))
 
 
 def luma_of(frame_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

@@ -113,7 +113,8 @@ def score_evidence(item: TruthItem, tokens: ClipTokens | str) -> ItemScore:
     seconds, boxes, width, height = events_of(item.row)
     if isinstance(tokens, str):
         metrics = {"event_recall": 0.0, "strict_event_recall": 0.0} if seconds else {}
-        return ItemScore(metrics=metrics, status="missing", detail={"problem": tokens})
+        marks = tuple(Mark(start_seconds=second, end_seconds=second, tone="miss") for second in seconds)
+        return ItemScore(metrics=metrics, status="missing", detail={"problem": tokens}, truth_marks=marks)
     score = score_events(
         tokens.evidence,
         fps=tokens.fps,
@@ -127,7 +128,10 @@ def score_evidence(item: TruthItem, tokens: ClipTokens | str) -> ItemScore:
         metrics=metrics,
         groups=(f"camera:{item.row['camera']}",) if "camera" in item.row and seconds else (),
         detail={"num_events": len(seconds), "num_tokens": tokens.evidence.num_tokens},
-        truth_marks=tuple(Mark(start_seconds=s, end_seconds=s, tone="truth") for s in seconds),
+        truth_marks=tuple(
+            Mark(start_seconds=second, end_seconds=second, tone="truth" if shown else "miss")
+            for second, shown in zip(seconds, score.shown, strict=True)
+        ),
     )
 
 

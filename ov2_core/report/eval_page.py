@@ -52,7 +52,11 @@ def evaluation_page(
     timelines = _timelines(found, durations or {}, token_bins or {})
     if timelines:
         told = f" (the first {MAX_TIMELINES} of {len(found.items)})" if len(found.items) > MAX_TIMELINES else ""
-        parts += [f"<h2>Clips over time{told}</h2>", _legend(with_tokens=bool(token_bins)), timelines]
+        parts += [
+            f"<h2>Clips over time{told}</h2>",
+            _legend(with_tokens=bool(token_bins), with_answers=found.suite != "evidence"),
+            timelines,
+        ]
     parts += ["<h2>All items</h2>", _item_table(found)]
     style = asset("eval.css")
     policy = f"default-src 'none'; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
@@ -72,7 +76,11 @@ def _text(value: object) -> str:
 
 
 def _run_facts(found: Evaluation) -> str:
-    facts = [f"{name}: {value}" for name, value in found.notes.items() if value not in (None, {}, "")]
+    facts = [
+        f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+        for name, value in found.notes.items()
+        if value not in (None, {}, "")
+    ]
     return f"<p class='dim path'>{_text(' · '.join(facts))}</p>" if facts else ""
 
 
@@ -111,12 +119,11 @@ def _notes(found: Evaluation) -> list[str]:
     return notes
 
 
-def _legend(*, with_tokens: bool) -> str:
+def _legend(*, with_tokens: bool, with_answers: bool) -> str:
     tones = [
         ("truth", "truth, found"),
         ("miss", "truth, not found"),
-        ("hit", "answer, right"),
-        ("false", "answer, false"),
+        *([("hit", "answer, right"), ("false", "answer, false")] if with_answers else []),
         *([("tokens", "tokens over time")] if with_tokens else []),
     ]
     entries = (
@@ -130,6 +137,7 @@ def _timelines(found: Evaluation, durations: Mapping[str, float], token_bins: Ma
     if not token_bins and not any(item.truth_marks or item.predicted_marks for item in found.items.values()):
         return ""
     clips = []
+    has_answers = found.suite != "evidence"  # tokens are scored there, not answers
     for id_, item in found.items.items():
         marks = [*item.truth_marks, *item.predicted_marks]
         shown = max((mark.end_seconds for mark in item.truth_marks), default=0.0) * 1.05
@@ -138,21 +146,22 @@ def _timelines(found: Evaluation, durations: Mapping[str, float], token_bins: Ma
         score = f"{_text(found.main_metric)} {main:.3f}" if main is not None else ""
         status = "" if item.status == "read" else f"<span class='bad'>{item.status}</span>"
         late = sum(mark.start_seconds > duration for mark in item.predicted_marks)
-        told = f"{len(item.truth_marks)} true, {len(item.predicted_marks)} answered"
+        told = f"{len(item.truth_marks)} true"
+        told += f", {len(item.predicted_marks)} answered" if has_answers else ""
         told += f", {late} of them behind the end" if late else ""
         if max(len(item.truth_marks), len(item.predicted_marks) - late) > MAX_MARKS:
             told += f"; the first {MAX_MARKS} are drawn"
         clips.append(
             f"<div class='clip'><header><b>{_text(id_)}</b><span>{score}</span>{status}<span class='dim'>{told}</span></header>"
-            f"{_timeline(item, duration, token_bins.get(id_))}</div>"
+            f"{_timeline(item, duration, token_bins.get(id_), has_answers=has_answers)}</div>"
         )
         if len(clips) == MAX_TIMELINES:
             break
     return "\n".join(clips)
 
 
-def _timeline(item: ItemScore, duration: float, bins: Sequence[int] | None) -> str:
-    rows = [("truth", item.truth_marks), ("answer", item.predicted_marks)]
+def _timeline(item: ItemScore, duration: float, bins: Sequence[int] | None, *, has_answers: bool) -> str:
+    rows = [("truth", item.truth_marks), ("answer", item.predicted_marks)][: 2 if has_answers else 1]
     parts, y = [], 4
     for name, marks in rows:
         parts.append(f"<text x='{_PLOT_LEFT - 8}' y='{y + 13}' text-anchor='end'>{name}</text>")

@@ -120,10 +120,18 @@ def test_tokens_are_scored_by_the_events_they_show(tmp_path: Path, clips: Path) 
     found = json.loads(text)
     assert found["metrics"]["event_recall"] == 1.0  # all frames are shown
     assert found["run"]["mean_tokens"] > 0
-    few = json.loads(
-        run("eval", "--suite", "evidence", "--truth", clips / "truth.jsonl", "--recipe", "uniform-1", "--json")
-    )
+    page = tmp_path / "few.html"
+    options = ("--truth", clips / "truth.jsonl", "--recipe", "uniform-1", "--report", page)
+    few = json.loads(run("eval", "--suite", "evidence", *options, "--json"))
     assert few["metrics"]["event_recall"] < 0.5
+    num_events = sum(
+        len(json.loads(line)["event_seconds"]) for line in (clips / "truth.jsonl").read_text().splitlines()
+    )
+    legend = 1
+    found, missed = (page.read_text().count(f"<rect class='{tone}'") - legend for tone in ("truth", "miss"))
+    assert found + missed == num_events
+    assert missed >= num_events / 2
+    assert ">answer</text>" not in page.read_text()
 
 
 def test_grounding_annotations_become_truth_and_are_scored(tmp_path: Path) -> None:
