@@ -80,7 +80,9 @@ def add_eval_commands(app: typer.Typer, errors: Callable[[], AbstractContextMana
             from pipelines import evaluate_model as run
 
             chosen = suite_named(suite)
-            items = read_truth(truth, chosen.parse_truth)[:limit]
+            whole = read_truth(truth, chosen.parse_truth)
+            items = whole[:limit]
+            left_out = {item.id for item in whole[len(items) :]}
             overrides = overrides_of(set_ or [])
             sources = [
                 name
@@ -110,7 +112,12 @@ def add_eval_commands(app: typer.Typer, errors: Callable[[], AbstractContextMana
                 bins = run.bins_of_run(tokens, items) if tokens is not None else None
                 if predictions is not None:
                     found = run.evaluate_file(
-                        chosen, items, str(predictions), seed=seed, notes={"predictions": str(predictions)}
+                        chosen,
+                        items,
+                        str(predictions),
+                        seed=seed,
+                        notes={"predictions": str(predictions)},
+                        left_out=left_out,
                     )
                 else:
                     if out is None:
@@ -137,7 +144,9 @@ def add_eval_commands(app: typer.Typer, errors: Callable[[], AbstractContextMana
                             in_flight,
                             key_env,
                         )
-                    found = run.ask_and_evaluate(chosen, items, answerer, str(out), seed=seed, on_answer=_show)
+                    found = run.ask_and_evaluate(
+                        chosen, items, answerer, str(out), seed=seed, on_answer=_show, left_out=left_out
+                    )
             print(json.dumps(found.to_json(), indent=2) if as_json else evaluation_text(found))
             if report is not None:
                 run.write_page(str(report), found, items, bins=bins)

@@ -7,7 +7,7 @@ them.
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,17 @@ class LoadedModel:
 
 
 def evaluate_file(
-    suite: Suite, truth: Sequence[TruthItem], predictions: str, *, seed: int, notes: Mapping[str, Any]
+    suite: Suite,
+    truth: Sequence[TruthItem],
+    predictions: str,
+    *,
+    seed: int,
+    notes: Mapping[str, Any],
+    left_out: Collection[str] = (),
 ) -> Evaluation:
     """Scores a prediction file; lines {id, error} of our own runs are missing answers, not bad lines."""
     found = read_predictions(predictions)
-    return evaluate(suite, truth, found, seed=seed, notes=notes)
+    return evaluate(suite, truth, found, seed=seed, notes=notes, left_out=left_out)
 
 
 def ask_and_evaluate(
@@ -75,10 +81,12 @@ def ask_and_evaluate(
     *,
     seed: int,
     on_answer: Callable[[int, int], None],
+    left_out: Collection[str] = (),
 ) -> Evaluation:
     """Asks what is not answered yet, then scores."""
     summary = ask_all(questions_of(suite, truth), answerer, out, on_answer=on_answer)
-    return evaluate_file(suite, truth, out, seed=seed, notes={**answerer.settings(), **summary.to_json()})
+    notes = {**answerer.settings(), **summary.to_json()}
+    return evaluate_file(suite, truth, out, seed=seed, notes=notes, left_out=left_out)
 
 
 def tokenizer_of(mode: str, budget: int, overrides: Mapping[str, str]) -> TokenizerConfig:
@@ -112,7 +120,8 @@ def run_curves(
     if not modes or not budgets:
         raise ValueError("give at least one mode and one budget")
     suite = suite_named(suite_name)
-    truth = read_truth(truth_path, suite.parse_truth)[:limit]
+    whole = read_truth(truth_path, suite.parse_truth)
+    truth, left_out = whole[:limit], {item.id for item in whole[limit:]} if limit is not None else set()
     has_events = all("event_boxes_xyxy_px" in item.row for item in truth) and any(
         item.row.get("event_seconds") for item in truth
     )
@@ -124,7 +133,13 @@ def run_curves(
         for budget in budgets:
             answers = folder / f"{mode}-{budget}.jsonl"
             last = ask_and_evaluate(
-                suite, truth, answerer_of(mode, budget), str(answers), seed=seed, on_answer=lambda done, total: None
+                suite,
+                truth,
+                answerer_of(mode, budget),
+                str(answers),
+                seed=seed,
+                on_answer=lambda done, total: None,
+                left_out=left_out,
             )
             recalls: dict[str, float] = {}
             tokens = last.notes.get("mean_visual_tokens")

@@ -3,8 +3,9 @@
 Enters: a suite, its truth, answers. Leaves: an Evaluation, whose `to_json` is what `ov2 eval --json` prints.
 """
 
+import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,14 +32,21 @@ class Suite:
     """Decimals of the times that a model of our own is shown."""
 
     def question(self, item: TruthItem) -> str:
-        """The row's own question, or the suite's.
+        """The row's own question, or the suite's; `choices` that it does not name itself stand below it.
 
         Raises:
             ValueError: the row has no question and the suite needs one.
         """
         given = item.row.get("question")
         if isinstance(given, str) and given.strip():
-            return given.replace("<video>", "").replace("<image>", "").strip()
+            text = given.replace("<video>", "").replace("<image>", "").strip()
+            choices = item.row.get("choices")
+            if isinstance(choices, list | tuple) and not all(str(choice) in text for choice in choices):
+                letters = (
+                    f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)
+                )
+                text = "\n".join([text, *letters, "Answer with the letter."])
+            return text
         return self.prompt(item.row)
 
 
@@ -111,8 +119,12 @@ def evaluate(
     *,
     seed: int = 0,
     notes: Mapping[str, Any] | None = None,
+    left_out: Collection[str] = (),
 ) -> Evaluation:
     """Scores all items. One without an answer counts as wrong; answers to unknown ids count for nothing and are named.
+
+    Args:
+        left_out: ids that are known and not scored here (--limit); their answers are nothing odd.
 
     Raises:
         ValueError: what an item's truth points to (a mask, a video) cannot be read; the item is named.
@@ -131,7 +143,7 @@ def evaluate(
         answers={id_: text for id_, text in predictions.answers.items() if id_ in items},
         missing_ids=[id_ for id_, item in items.items() if item.status == "missing"],
         unreadable_ids=[id_ for id_, item in items.items() if item.status == "unreadable"],
-        unknown_ids=[id_ for id_ in predictions.answers if id_ not in items],
+        unknown_ids=[id_ for id_ in predictions.answers if id_ not in items and id_ not in left_out],
         duplicate_ids=[f"{id_} ({n + 1} times)" for id_, n in Counter(predictions.duplicate_ids).items()],
         bad_lines=list(predictions.bad_lines),
         seed=seed,

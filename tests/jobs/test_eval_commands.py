@@ -54,6 +54,13 @@ def test_predictions_of_any_model_are_scored_as_json(tmp_path: Path, clips: Path
     assert len(found["items"]) == 3
 
 
+def test_answers_to_items_beyond_the_limit_are_nothing_odd(tmp_path: Path, clips: Path) -> None:
+    predictions = write_lines(tmp_path / "p.jsonl", [*perfect(clips), {"id": "other", "prediction": "[1]"}])
+    options = ("--suite", "jumpscore", "--truth", clips / "truth.jsonl", "--predictions", predictions, "--json")
+    found = json.loads(run("eval", *options, "--limit", 1))
+    assert (found["num_items"], found["unknown_ids"]) == (1, ["other"])
+
+
 def test_scoring_needs_no_torch(tmp_path: Path, clips: Path) -> None:
     predictions = write_lines(tmp_path / "p.jsonl", perfect(clips))
     code = (

@@ -106,6 +106,16 @@ def test_questions_need_a_prompt_and_media():
     assert (question.prompt, question.video, question.images) == ("Where?", None, ("/data/a.jpg",))
 
 
+def test_choices_are_asked_where_the_question_does_not_name_them():
+    rows = [
+        {"question": "Where?", "choices": ["left", "right"]},
+        {"question": "A. left B. right?", "choices": ["left", "right"]},
+    ]
+    items = [TruthItem(id=str(n), answer=None, row={**row, "image": "a.png"}, folder="/") for n, row in enumerate(rows)]
+    found = [question.prompt for question in questions_of(SUITES["spatial"], items)]
+    assert found == ["Where?\nA. left\nB. right\nAnswer with the letter.", "A. left B. right?"]
+
+
 # -------------------------------------------------------------------------------- a server
 
 
