@@ -1,8 +1,8 @@
 """Event counting: how often? Exact, off by one, and relative accuracy, as repetition counting measures them.
 
 Enters: answers as text. Leaves: `exact`, `off_by_one` (|p - t| <= 1), `relative` (max(0, 1 - |p - t| / max(t, 1)): 1 minus the
-usual normalised error, which alone is unbounded). An answer's count is its last whole number; a list of times counts its
-entries. Number words up to twenty are read.
+usual normalised error, which alone is unbounded). An answer's count is its last whole number that is no time ("12 jumps in 8 s"
+says 12); a list of times counts its entries. Number words up to twenty are read.
 """
 
 import re
@@ -33,6 +33,8 @@ _WORDS = [
     *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 ]
 _NUMBER = re.compile(rf"(?<![\d.])(\d{{1,10}})(?:\.0+)?(?![\d.]*\d)|\b({'|'.join(_WORDS)}|none|once|twice)\b", re.ASCII)
+_TIME = re.compile(r"(?<![\w.])\d{1,10}(?:\.\d{1,10})?\s{0,3}(?:s|secs?|seconds?|mins?|minutes?|ms)\b", re.ASCII)
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))", re.ASCII)
 _OTHERS = {"none": 0, "once": 1, "twice": 2}
 
 
@@ -55,7 +57,7 @@ def parse_count(text: str) -> int | None:
         times = parse_times(head[head.index("[") :])
         if times is not None:
             return len(times)
-    found = _NUMBER.findall(head)
+    found = _NUMBER.findall(_THOUSANDS.sub("", _TIME.sub(" ", head)))
     if not found:
         return None
     digits, word = found[-1]

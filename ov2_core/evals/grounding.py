@@ -3,7 +3,8 @@
 Enters: answers as text; truth as intervals, or the annotation files of Charades-STA, ActivityNet Captions and QVHighlights.
 Leaves: `mIoU`, `R@0.3`, `R@0.5`, `R@0.7` (shares of items whose IoU reaches the threshold), and where an item has several true
 intervals the IoU of unions. The prompt and the formats of answers are this project's own choice: no file of the published model's
-evaluation shows them. Read are, first that finds something: pairs in brackets, "12.3 to 15", "12.3 - 15 s", clock times 1:02.5.
+evaluation shows them. Read are, first that finds something: pairs in brackets, "12.3 to 15", "12.3 - 15 s", and where the whole
+answer holds just two times, these ("starts at 12.3 s, ends at 15", {"start": 12.3, "end": 15}). Times may be clock times, 1:02.5.
 
 An answer may hold several intervals. With one true interval the first is scored (R1@IoU); with several, the union is scored
 against the union (QVHighlights annotates so).
@@ -26,6 +27,7 @@ _TIME = r"\d{1,3}:\d{1,2}(?::\d{1,2})?(?:\.\d{1,9})?|\d{1,9}(?:\.\d{1,9})?"
 _UNIT = r"\s{0,3}(?:seconds|second|secs|sec|s)?\s{0,3}"
 _PAIR = re.compile(rf"[\[(]\s{{0,4}}({_TIME}){_UNIT},\s{{0,4}}({_TIME}){_UNIT}[\])]", re.ASCII)
 _RANGE = re.compile(rf"(?<![\d.:])({_TIME}){_UNIT}(?:-|–|—|to|until|and|~)\s{{0,4}}({_TIME})(?![\d:])", re.ASCII)
+_ALONE = re.compile(rf"(?<![\w.:\-])(?:{_TIME})(?![\d:])", re.ASCII)
 
 
 def prompt(row: Mapping[str, Any]) -> str:
@@ -45,6 +47,9 @@ def parse_intervals(text: str) -> list[Interval] | None:
     """Intervals of an answer in the order of writing, ends in order; None where there is none. Never raises."""
     head = text[:MAX_CHARACTERS].lower()
     found = _PAIR.findall(head) or _RANGE.findall(head)
+    if not found:
+        times = _ALONE.findall(head)
+        found = [(times[0], times[1])] if len(times) == 2 else []
     intervals = [(min(pair), max(pair)) for pair in ((_seconds(a), _seconds(b)) for a, b in found)]
     return intervals or None
 

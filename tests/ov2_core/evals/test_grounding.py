@@ -64,6 +64,13 @@ def test_iou_of_itself_is_one_and_it_does_not_change_when_time_shifts(a, b, shif
         ("1:02 - 1:05.5", [(62.0, 65.5)]),
         ("[[1, 2], [3, 4]]", [(1.0, 2.0), (3.0, 4.0)]),
         ("(15, 12)", [(12.0, 15.0)]),
+        ("It starts at 12.3 seconds and ends at 15.6 seconds.", [(12.3, 15.6)]),
+        ('{"start": 12.3, "end": 15.6}', [(12.3, 15.6)]),
+        ("12.3, 15.6", [(12.3, 15.6)]),
+        ("**12.3** → **15.6**", [(12.3, 15.6)]),
+        ("from second 1:02 to second 1:05", [(62.0, 65.0)]),
+        ("at 3, 5, 7 s", None),  # three times are no interval
+        ("step2 of v1.5", None),
         ("at 12.3", None),
         ("", None),
         ("never", None),
@@ -144,7 +151,9 @@ def test_truth_that_is_no_interval_is_refused(answer):
     ("text", "expected"),
     [
         ("12", 12), ("There are 12 jumps.", 12), ("twelve", 12), ("none", 0), ("3.0", 3), ("[0.2, 0.6, 1.1]", 3),
-        ("1, 2, 3... 5", 5), ("twice", 2), ("", None), ("2.5", None), ("many", None), ("9" * 30, None),
+        ("1, 2, 3... 5", 5), ("twice", 2), ("I count 12 jumps in 8 seconds.", 12),
+        ("5 times, at 1s, 2s and 5.5s", 5), ("1,234", 1234), ("4 s", None), ("", None), ("2.5", None), ("many", None),
+        ("9" * 30, None),
     ],
 )  # fmt: skip
 def test_counts_are_read_from_answers(text, expected):
