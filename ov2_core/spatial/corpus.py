@@ -11,7 +11,7 @@ sofa's height is the greatest of those offered is what its name tells. With two 
 answers are levelled to the rarer one; else an answer that is more frequent than two standard deviations of chance allow is
 thinned to what the others have on average. So what is always the same (5 times or more) goes altogether.
 
-Memory: 34 bytes a question, whatever the number of scenes.
+Memory: 36 bytes a question, as many again while they are levelled, whatever the number of scenes.
 """
 
 import hashlib

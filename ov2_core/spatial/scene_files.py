@@ -88,7 +88,7 @@ def _depth(record: SceneRecord, i: int, folder: str) -> F32:
             depth = np.load(where, allow_pickle=False).astype(np.float32)
         else:
             depth = (read_image16(where) * record.depth_unit_m).astype(np.float32)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, EOFError, ValueError, SyntaxError) as error:
         raise BadItemError(
             "missing_depth", f"scene {record.id}: frame {i}: {where} cannot be read: {error}", stage="spatial"
         ) from error

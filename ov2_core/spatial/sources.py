@@ -10,12 +10,13 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ov2_core.errors import BadItemError
 from ov2_core.spatial.procedural import make_scene
 from ov2_core.spatial.readers import PLAIN, Reader, find_scenes
 from ov2_core.spatial.remote import find_remote_scenes, is_remote, load_remote_scene
 from ov2_core.spatial.scene import Scene, checked_scene
 from ov2_core.spatial.scene_files import SCENE_JSON
-from ov2_core.storage.files import Store
+from ov2_core.storage.files import Store, is_transient
 
 WHOLE_BYTES = 64 << 20
 _PROCEDURAL = re.compile(r"procedural:(\d+)(?:\?seed=(\d+))?")
@@ -53,7 +54,16 @@ class SceneSource:
             return make_scene(self.seed, number)
         if is_remote(self.text):
             return load_remote_scene(f"{self.text}/{self.names[number]}")
-        return checked_scene(self.reader.read(os.path.join(self.text, self.names[number])))
+        path = os.path.join(self.text, self.names[number])
+        try:
+            return checked_scene(self.reader.read(path))
+        except (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError, SyntaxError) as error:
+            if isinstance(error, BadItemError) or is_transient(error):
+                raise
+            message = (
+                f"{path} is not laid out as {self.reader.name}: {type(error).__name__} {error}; see docs/spatial.md"
+            )
+            raise BadItemError("malformed_scene", message, stage="spatial") from error
 
 
 def open_source(text: str) -> SceneSource:

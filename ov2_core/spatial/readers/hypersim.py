@@ -195,7 +195,7 @@ def _array(folder: str, name: str, rel: str, reason: QuarantineReason) -> F64:
     except ImportError as error:
         message = f"scene {name}: {path}.hdf5: HDF5 is read with h5py: pip install 'ov2-pipeline[hypersim]', or convert it to .npy"
         raise BadItemError("unsupported", message, stage="spatial") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         message = f"scene {name}: {path}.hdf5 (or .npy) cannot be read: {error}"
         raise BadItemError(reason, message, stage="spatial") from error
 

@@ -143,6 +143,27 @@ def test_a_damaged_file_is_named(tmp_path, name: str, damage: str, reason: str) 
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize("name", [*WRITERS, "davis", "hypersim-hdf5"])
+def test_whatever_is_wrong_with_a_file_a_scene_is_read_or_refused(tmp_path, name: str) -> None:
+    """Each file of the first frame and each that stands alone: gone, empty, noise, JSON of another shape."""
+    write = {**WRITERS, "davis": write_davis, "hypersim-hdf5": write_hypersim_hdf5}[name]
+    source = open_source(str(write(tmp_path, hand_scene())))
+    paths = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    stages = []
+    for path in paths[: len(paths) // 2 + 1] if len(paths) > 8 else paths:
+        kept = path.read_bytes()
+        for data in (None, b"", b"\x00\xff noise", b'[{"a": 1}]'):
+            path.unlink() if data is None else path.write_bytes(data)
+            try:
+                source.load(0)
+            except BadItemError as error:
+                stages.append(error.stage)
+        path.write_bytes(kept)
+    assert len(stages) > len(paths) // 2
+    assert set(stages) <= {"spatial", "probe"}
+    source.load(0)
+
+
 def test_frames_in_which_scannet_lost_track_are_left_out(tmp_path) -> None:
     source = open_source(str(write_scannet(tmp_path, hand_scene())))
     poses = tmp_path / "scene0000_00" / "pose"
