@@ -128,6 +128,15 @@ def read_image16(path: str) -> npt.NDArray[np.int32]:
     return array.astype(np.int32)
 
 
+def read_depth_mm(path: str, *, scene_id: str) -> F32:
+    """Metres [H, W] of a 16-bit PNG of millimetres. Raises BadItemError (missing_depth)."""
+    try:
+        return np.asarray(read_image16(path).astype(np.float32) / 1000, np.float32)
+    except (OSError, SyntaxError) as error:
+        message = f"scene {scene_id}: {path} cannot be read: {error}"
+        raise BadItemError("missing_depth", message, stage="spatial") from error
+
+
 def _png16(array: npt.NDArray[np.uint16]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(array).save(out, format="PNG", compress_level=3)

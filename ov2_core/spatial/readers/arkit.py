@@ -20,7 +20,7 @@ from PIL import Image
 from ov2_core.errors import BadItemError
 from ov2_core.spatial.readers.boxes import box_record, masks_of_boxes, spread
 from ov2_core.spatial.scene import F64, Scene, scene_error
-from ov2_core.spatial.scene_files import read_image16, read_json
+from ov2_core.spatial.scene_files import read_depth_mm, read_json
 from schemas.spatial import SceneRecord
 
 NAME = "arkitscenes"
@@ -63,7 +63,7 @@ def read(folder: str) -> Scene:
         depth_path = os.path.join(folder, "lowres_depth", image)
         if not os.path.exists(depth_path):
             raise BadItemError("missing_depth", f"scene {name}: {depth_path} is missing", stage="spatial")
-        depths.append(read_image16(depth_path).astype(np.float32) / 1000)
+        depths.append(read_depth_mm(depth_path, scene_id=name))
         frames.append(
             {
                 "rgb": f"lowres_wide/{image}",
@@ -115,7 +115,11 @@ def pose_from_axis_angle(rotation: F64, translation_m: F64) -> F64:
 
 def _trajectory(path: str, name: str) -> F64:
     try:
-        lines = np.atleast_2d(np.loadtxt(path, dtype=np.float64))
+        with open(path, encoding="utf-8") as file:
+            text = file.read().split("\n")
+        if not any(map(str.strip, text)):
+            raise ValueError("it is empty")
+        lines = np.atleast_2d(np.loadtxt(text, dtype=np.float64))
     except (OSError, ValueError) as error:
         raise BadItemError("bad_pose", f"scene {name}: {path} cannot be read: {error}", stage="spatial") from error
     if lines.shape[1] != 7 or not len(lines):

@@ -20,7 +20,7 @@ from ov2_core.spatial.readers.arkit import validated
 from ov2_core.spatial.readers.boxes import resize_nearest, spread, upright_box
 from ov2_core.spatial.readers.plain import folders_with
 from ov2_core.spatial.scene import F32, F64, I32, Scene, check_rotation, checked_scene
-from ov2_core.spatial.scene_files import read_image16, read_json
+from ov2_core.spatial.scene_files import read_depth_mm, read_image16, read_json
 from schemas.shard import QuarantineReason
 
 NAME = "scannet"
@@ -54,7 +54,7 @@ def read(folder: str) -> Scene:
         if np.isinf(pose).any():
             continue  # tracking was lost there
         check_rotation(pose, name, f"pose/{number}.txt")
-        depth = read_image16(os.path.join(folder, "depth", f"{number}.png")).astype(np.float32) / 1000
+        depth = read_depth_mm(os.path.join(folder, "depth", f"{number}.png"), scene_id=name)
         path = os.path.join(folder, "instance-filt", f"{number}.png")
         try:
             mask = read_image16(path)

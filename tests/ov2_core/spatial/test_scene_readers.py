@@ -124,6 +124,8 @@ def test_molmo_tracks_are_read_from_parquet_a_scene_a_row(tmp_path) -> None:
     ("name", "damage", "reason"),
     [
         ("arkitscenes", "41000000_frames/lowres_wide.traj", "bad_pose"),
+        ("arkitscenes", "41000000_frames/lowres_depth/41000000_101.000.png", "missing_depth"),
+        ("scannet", "depth/30.png", "missing_depth"),
         ("ca-1m", "7000000000000.gt/RT.json", "bad_pose"),
         ("ca-1m", "7001000000000.gt/depth/K.json", "bad_intrinsics"),
         ("ca-1m", "7001000000000.gt/depth.png", "missing_depth"),
