@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.bench_markdown import write_section
 from ov2_core.config import recipe, with_settings
 from ov2_core.data.stage_config import Slot, StageConfig
 from ov2_core.evals.moving_shapes import QUESTIONS, write_shape_clips
@@ -96,7 +97,7 @@ def _show(report: dict[str, Any], args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.markdown is not None:
-        write_section(table_text(report), args.markdown)
+        write_section(table_text(report), args.markdown, begin=BEGIN, end=END)
     return 0
 
 
@@ -291,23 +292,6 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "load_average": load,
         "forms": {k: v for report in reports for k, v in report["forms"].items()},
     }
-
-
-def write_section(text: str, path: Path) -> None:
-    """Replaces what stands between the markers, or appends both to the file.
-
-    Raises:
-        ValueError: one marker without the other.
-    """
-    old = path.read_text() if path.exists() else ""
-    if (BEGIN in old) != (END in old):
-        raise ValueError(f"{path} holds only one of {BEGIN} and {END}; put the other back")
-    section = f"{BEGIN}\n\n{text}\n\n{END}"
-    if BEGIN in old:
-        head, rest = old.split(BEGIN, 1)
-        path.write_text(head + section + rest.split(END, 1)[1])
-    else:
-        path.write_text(f"{old.rstrip()}\n\n{section}\n" if old.strip() else section + "\n")
 
 
 def trained_model(checkpoint: Path) -> tuple[Any, Any]:

@@ -15,7 +15,6 @@ from jobs.bench_learn import (
     tokenized,
     train_tiny,
     wilson_interval,
-    write_section,
 )
 from ov2_core.evals.moving_shapes import write_shape_clips
 
@@ -53,18 +52,6 @@ def test_intervals_are_those_of_wilson() -> None:
     """Newcombe (1998), table I: 81 of 263 is .2553 to .3662, 0 of 20 is 0 to .1611."""
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
-
-
-def test_the_table_replaces_what_stands_between_its_markers(tmp_path: Path) -> None:
-    path = tmp_path / "page.md"
-    path.write_text("Before.\n")
-    for text in ("first", "second"):
-        write_section(text, path)
-    assert path.read_text().startswith("Before.\n\n<!-- bench learn: begin -->\n\nsecond\n")
-    assert "first" not in path.read_text()
-    path.write_text("<!-- bench learn: begin -->")
-    with pytest.raises(ValueError, match="put the other back"):
-        write_section("third", path)
 
 
 def test_an_unknown_form_is_refused() -> None:
