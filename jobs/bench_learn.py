@@ -173,16 +173,18 @@ def tokenized(manifest: Path, name: str, *, workers: int = 0) -> Path:
     return run
 
 
-def build_stage(stage: Path, runs: Sequence[Path], *, texts: Path | None = None) -> None:
-    """STAGE of all samples of token runs, packed by the byte tokenizer's counts.
+def build_stage(stage: Path, runs: Sequence[Path], *, texts: Path | None = None, processor: Path | None = None) -> None:
+    """STAGE of all samples of token runs.
 
     Args:
         texts: a file of TrainingRecords beside them.
+        processor: folder of the model whose tokenizer counts; by default that of bytes.
     """
     from ov2_core.model.create import open_processor
 
-    model = stage.parent / "processor"
-    open_processor("tiny").save_pretrained(model)
+    model = processor or stage.parent / "processor"
+    if processor is None:
+        open_processor("tiny").save_pretrained(model)
     sources: list[dict[str, Any]] = []
     for run in runs:
         with ShardReader(run) as samples:

@@ -207,6 +207,19 @@ def draw_scene(
 
 def scene_frames(scene: JumpScene) -> Iterator[RGB]:
     """The frames, uint8 [H, W, 3]."""
+    draw = _painter(scene)
+    for index in range(scene.num_frames):
+        yield draw(index)
+
+
+def scene_frame(scene: JumpScene, index: int) -> RGB:
+    """One of the frames, uint8 [H, W, 3]. Raises IndexError outside the clip."""
+    if not 0 <= index < scene.num_frames:
+        raise IndexError(f"expected a frame of 0 to {scene.num_frames - 1}, got {index}")
+    return _painter(scene)(index)
+
+
+def _painter(scene: JumpScene) -> Callable[[int], RGB]:
     rng = np.random.default_rng([9, get_args(Split).index(scene.split), scene.seed])
     width, height = scene.width_px, scene.height_px
     grain = int(rng.choice(_GRAINS_PX[scene.split]))
@@ -214,13 +227,16 @@ def scene_frames(scene: JumpScene) -> Iterator[RGB]:
     world = texture(rng, (height + 2 * margin_y) // grain + 1, (width + 2 * margin_x) // grain + 1)
     background = Image.fromarray(world).resize((width + 2 * margin_x, height + 2 * margin_y), Image.Resampling.BICUBIC)
     camera = camera_path(scene)
-    for index in range(scene.num_frames):
+    fine = 2 if height <= 240 else 1  # PIL does not smooth edges; small frames are drawn twice as large
+
+    def draw(index: int) -> RGB:
         x, y, zoom = camera[index]
         box = (margin_x + x, margin_y + y, margin_x + x + width / zoom, margin_y + y + height / zoom)
-        fine = 2 if height <= 240 else 1  # PIL does not smooth edges; small frames are drawn twice as large
         picture = background.resize((width * fine, height * fine), Image.Resampling.BILINEAR, box=box)
         _paint(picture, scene_shapes(scene, index), x, y, zoom * fine)
-        yield np.asarray(picture.reduce(fine) if fine > 1 else picture)
+        return np.asarray(picture.reduce(fine) if fine > 1 else picture)
+
+    return draw
 
 
 def scene_shapes(scene: JumpScene, index: int) -> Iterator[Shape]:

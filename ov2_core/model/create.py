@@ -68,13 +68,22 @@ def open_model(
     if not is_preset(model):
         made = load_model(model, dtype=dtype, device=device)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made = LlavaOnevision2ForConditionalGeneration(preset_config(str(model), processor))
+        made = build_model(preset_config(str(model), processor), processor, seed=seed)
         made.to(device=device, dtype=dtype)  # type: ignore[call-arg]
-        made.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-        made.generation_config.pad_token_id = processor.pad_token_id
     made.train()
+    return made
+
+
+def build_model(
+    config: LlavaOnevision2Config, processor: LlavaOnevision2Processor, *, seed: int
+) -> LlavaOnevision2ForConditionalGeneration:
+    """A model with random weights in float32, which ends its answers as the processor does; torch's global generator is left as
+    it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = LlavaOnevision2ForConditionalGeneration(config)
+    made.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    made.generation_config.pad_token_id = processor.pad_token_id
     return made
 
 
