@@ -8,13 +8,14 @@ damaged file), the clip is tokenized again on the frames that do.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.canvas_layout import CanvasLayout, pack_group
 from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
@@ -22,12 +23,12 @@ from ov2_core.media.decode import DecodeStats, Scaler, decode_frames, frames_col
 from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, require_uniform
 from ov2_core.media.image import load_image
 from ov2_core.media.probe import VideoProbe, probe_video, restrict
-from ov2_core.signals.frame import BlockSignals, SignalExtractor
+from ov2_core.signals.frame import BlockSignals
 from ov2_core.tokenized import Group, TokenizedVideo
-from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
+from ov2_core.tokenizer.canvas import frame_positions
 from ov2_core.tokenizer.frames import FRAMES_PER_WINDOW, fit_size, num_uniform_frames, sample_uniform
 from ov2_core.tokenizer.gop import bit_cost, num_groups, partition
-from ov2_core.tokenizer.group import FramePick, OpenGroup
+from ov2_core.tokenizer.group import OpenGroup
 
 COST_BINS = 512
 
@@ -101,7 +102,7 @@ def tokenize_frames(
     probe = probe_frames(folder, max_source_px=limit, start_seconds=start_seconds, end_seconds=end_seconds)
     clock.lap("probe")
     chosen = sample_uniform(probe.seconds_T, num_uniform_frames(probe.num_frames, probe.duration_seconds, config))
-    layout = _Layout.of(probe, config)
+    layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
     images, positions = layout.empty(len(chosen), config)
     for number, index in enumerate(chosen.tolist()):
         frame = load_frame(folder, probe.num_skipped + index, max_source_px=limit)
@@ -158,49 +159,6 @@ class _Clock:
         self._last = now
 
 
-@dataclass(slots=True)
-class _Layout:
-    """Sizes of a clip's canvases; rows and columns count blocks."""
-
-    width: int
-    height: int
-    rows: int
-    columns: int
-
-    @classmethod
-    def of(cls, probe: VideoProbe, config: TokenizerConfig) -> "_Layout":
-        width, height = fit_size(probe.width_px, probe.height_px, area_px=config.area_px, multiple_px=config.block_px)
-        return cls(width, height, height // config.block_px, width // config.block_px)
-
-    @property
-    def num_blocks(self) -> int:
-        return self.rows * self.columns
-
-    def empty(self, count: int, config: TokenizerConfig) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Room for the images and positions of the whole clip, filled as they come: no second copy."""
-        patches = self.num_blocks * config.merge**2
-        return np.empty((count, self.height, self.width, 3), np.uint8), np.empty((count, patches, 3), np.int32)
-
-    def positions(self, tick: int, config: TokenizerConfig) -> npt.NDArray[np.int32]:
-        """Of a frame shown whole."""
-        return frame_positions(tick, self.rows * config.merge, self.columns * config.merge)
-
-    def open_group(
-        self, probe: VideoProbe, config: TokenizerConfig, starts: npt.NDArray[np.int64], group: int
-    ) -> OpenGroup:
-        """The group that takes the frames [starts[group], starts[group + 1])."""
-        count = int(starts[group + 1] - starts[group])
-        return OpenGroup(num_frames=count, num_blocks=self.num_blocks, fps=probe.fps, config=config)
-
-    def scaler(self, probe: VideoProbe, config: TokenizerConfig) -> Scaler:
-        return Scaler(
-            width_px=self.width,
-            height_px=self.height,
-            rotation_degrees=probe.rotation_degrees,
-            full_chroma=config.jpeg_subsampling == "4:4:4",
-        )
-
-
 _Outcome = TokenizedVideo | npt.NDArray[np.int64]
 """A result, or the indices of the frames that decode where some do not."""
 
@@ -213,11 +171,11 @@ def _tokenize_codec(
         every = np.arange(min(probe.num_frames, config.budget))
         return _tokenize_whole_frames(source, probe, every, config, stats, clock)
     starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
-    layout = _Layout.of(probe, config)
-    scaler = layout.scaler(probe, config)
+    layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
+    scaler = layout.scaler(probe.rotation_degrees, config)
     per_group = config.groups.canvases_per_group
     images, positions = layout.empty(groups * per_group, config)
-    group, open_group, count = 0, layout.open_group(probe, config, starts, 0), 0
+    group, open_group, count = 0, _open_group(layout, probe, config, starts, 0), 0
     signalled = _signalled_frames(source, probe, config, layout, scaler, stats, clock)
     for index, signals, scaled in signalled:
         if index != count:
@@ -228,11 +186,11 @@ def _tokenize_codec(
             picks = open_group.close()
             clock.lap("select")
             here = slice(group * per_group, (group + 1) * per_group)
-            _pack_group(picks, scaler, layout, config, images[here], positions[here])
+            pack_group(picks, scaler, layout, config, images[here], positions[here])
             clock.lap("pack")
             group += 1
             if group < groups:
-                open_group = layout.open_group(probe, config, starts, group)
+                open_group = _open_group(layout, probe, config, starts, group)
     if count < probe.num_frames:
         return np.arange(count)
     cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
@@ -252,25 +210,29 @@ def _tokenize_codec(
     return _result(probe, config, images, positions, made)
 
 
+def _open_group(
+    layout: CanvasLayout, probe: VideoProbe, config: TokenizerConfig, starts: npt.NDArray[np.int64], group: int
+) -> OpenGroup:
+    """The group that takes the frames [starts[group], starts[group + 1])."""
+    count = int(starts[group + 1] - starts[group])
+    return OpenGroup(num_frames=count, num_blocks=layout.num_blocks, fps=probe.fps, config=config)
+
+
 def _signalled_frames(
     source: Source,
     probe: VideoProbe,
     config: TokenizerConfig,
-    layout: _Layout,
+    layout: CanvasLayout,
     scaler: Scaler,
     stats: DecodeStats,
     clock: _Clock,
 ) -> Iterator[tuple[int, BlockSignals, Any]]:
     """Every decoded frame as (index, signals, pixels at canvas size)."""
-    extractor = SignalExtractor(
-        height_px=layout.height,
-        width_px=layout.width,
+    extractor = layout.extractor(
         coded_height_px=probe.coded_height_px,
         coded_width_px=probe.coded_width_px,
-        patch_px=config.patch_px,
-        merge=config.merge,
-        turns=probe.rotation_degrees // 90,
-        features=config.policy == "evidence",
+        rotation_degrees=probe.rotation_degrees,
+        config=config,
     )
     with frames_collected() as collect:
         for index, frame in decode_frames(source, probe, stats=stats, export_vectors=True):
@@ -284,26 +246,6 @@ def _signalled_frames(
             collect()
             clock.lap("signals")
             yield index, signals, scaled
-
-
-def _pack_group(
-    picks: list[FramePick],
-    scaler: Scaler,
-    layout: _Layout,
-    config: TokenizerConfig,
-    images_NHW3: npt.NDArray[np.uint8],
-    positions_NP3: npt.NDArray[np.int32],
-) -> None:
-    """Fill the group's canvases: the I-canvas, then the P-canvases."""
-    images_NHW3[0] = scaler.rgb(picks[0].pixels)
-    positions_NP3[0] = layout.positions(picks[0].tick, config)
-    images_NHW3[1:], positions_NP3[1:] = pack_blocks(
-        ((p.tick, p.blocks, cut_blocks(scaler.rgb(p.pixels), p.blocks, block_px=config.block_px)) for p in picks[1:]),
-        rows=layout.rows,
-        columns=layout.columns,
-        patch_px=config.patch_px,
-        merge=config.merge,
-    )
 
 
 def _tokenize_uniform(
@@ -322,8 +264,8 @@ def _tokenize_whole_frames(
     clock: _Clock,
 ) -> _Outcome:
     """Frames shown whole, in windows of four."""
-    layout = _Layout.of(probe, config)
-    scaler = layout.scaler(probe, config)
+    layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
+    scaler = layout.scaler(probe.rotation_degrees, config)
     images, positions = layout.empty(len(chosen), config)
     got: list[int] = []
     for index, frame in decode_frames(source, probe, stats=stats, wanted=chosen.tolist()):

@@ -125,10 +125,10 @@ def decode_frames(
     chosen = None if wanted is None else set(wanted)
     last_index = probe.num_frames - 1 if wanted is None else max(wanted, default=-1)
     with open_video(source, stage="tokenize") as (container, stream):
-        _configure(stream, export_vectors=export_vectors)
+        configure(stream, export_vectors=export_vectors)
         if probe.pts_T is not None and probe.num_skipped:
             container.seek(int(probe.pts_T[0]), stream=stream, backward=True)
-        for index, frame in _indexed(_decoded(container, stream, stats), probe, stats):
+        for index, frame in _indexed(decoded(container.demux(stream), stream, stats), probe, stats):
             if chosen is None or index in chosen:
                 yield index, frame
             del frame
@@ -155,7 +155,7 @@ def _decode_sparse(
     assert probe.pts_T is not None
     keyframes = [int(i) for i in np.flatnonzero(probe.keyframe_T)]
     with open_video(source, stage="tokenize") as (container, stream):
-        _configure(stream, export_vectors=False)
+        configure(stream, export_vectors=False)
         frames: Iterator[tuple[int, Any]] | None = None
         position = -1
         for target in wanted:
@@ -165,22 +165,23 @@ def _decode_sparse(
                 landing = keyframes[at] if at >= 0 else 0
                 if landing or probe.num_skipped:
                     container.seek(int(probe.pts_T[landing]), stream=stream, backward=True)
-                frames = _indexed(_decoded(container, stream, stats), probe, stats)
+                frames = _indexed(decoded(container.demux(stream), stream, stats), probe, stats)
             position, frame = next((item for item in frames if item[0] >= target), (-1, None))
             if position != target:
                 raise _SeekMissedError
             yield target, frame
 
 
-def _configure(stream: Any, *, export_vectors: bool) -> None:
+def configure(stream: Any, *, export_vectors: bool) -> None:
+    """One thread, and motion vectors as side data where they are wanted. Before the first packet is decoded."""
     stream.codec_context.thread_count = 1
     stream.codec_context.thread_type = "NONE"
     if export_vectors:
         stream.codec_context.options = {"flags2": "+export_mvs"}
 
 
-def _decoded(container: Any, stream: Any, stats: DecodeStats) -> Iterator[Any]:
-    packets = container.demux(stream)
+def decoded(packets: Iterator[Any], stream: Any, stats: DecodeStats) -> Iterator[Any]:
+    """Frames of the packets, in displayed order. Where the source fails, what the decoder still holds is given out first."""
     while True:
         try:
             packet = next(packets)

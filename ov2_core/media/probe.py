@@ -201,7 +201,7 @@ def _describe(
         pts, first_packet, owner = np.unique(stamps, return_index=True, return_inverse=True)
         frame_bytes = np.bincount(owner, size).astype(np.int64)
         keyframe = np.bincount(owner, key) > 0
-        anchor = _anchor_distances(stamps, first_packet)
+        anchor = anchor_distances(stamps, first_packet)
         seconds = (pts - pts[0]) * time_base
 
     last_seconds = max(packets.duration[-1] * time_base, 0.0)
@@ -215,7 +215,7 @@ def _describe(
     timeline = fit_timeline(seconds[chosen], rates)
     next_seconds = seconds[chosen[-1] + 1] if chosen[-1] + 1 < len(seconds) else seconds[-1] + last_seconds
     rotation = packets.rotation_degrees
-    width, height = _shown_size(stream, rotation)
+    width, height = shown_size(stream, stream.codec_context.width, stream.codec_context.height, rotation)
     return VideoProbe(
         container=container.format.name,
         codec=stream.codec_context.codec.canonical_name,
@@ -264,7 +264,7 @@ def _time_stamps(packets: _Packets, flags: list[str]) -> tuple[npt.NDArray[np.in
     return np.arange(len(packets.size)), True
 
 
-def _anchor_distances(stamps: npt.NDArray[np.int64], first_packet: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
+def anchor_distances(stamps: npt.NDArray[np.int64], first_packet: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
     """A frame is an anchor if no earlier packet in decode order is shown after it; the others are B frames."""
     running_max = np.maximum.accumulate(np.concatenate([[np.iinfo(np.int64).min], stamps[:-1]]))
     is_anchor = (stamps > running_max)[first_packet]
@@ -297,8 +297,8 @@ def _rotation(stream: Any, packet: Any) -> int:
     return round(frames[0].rotation / 90) * 90 % 360 if frames else 0
 
 
-def _shown_size(stream: Any, rotation_degrees: int) -> tuple[int, int]:
-    width, height = stream.codec_context.width, stream.codec_context.height
+def shown_size(stream: Any, width: int, height: int, rotation_degrees: int) -> tuple[int, int]:
+    """(width, height) in pixels at which a decoded frame of width x height is shown: sample aspect ratio, then rotation."""
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     if aspect and Fraction(1, 8) <= aspect <= 8 and aspect != 1:
         width = max(1, round(width * aspect))

@@ -74,15 +74,21 @@ def partition(
     clock = np.concatenate([[0.0], np.cumsum(weight)])
     targets = np.arange(1, groups) / groups * clock[-1]
     starts = np.searchsorted(clock, targets - 1e-12)
-    spike = cost / np.maximum(local_median(cost, window_frames=config.median_window_frames), 1.0)
+    spike = spikes(cost, window_frames=config.median_window_frames)
     reach = int(total / groups * config.snap_share)
-    snapped = [_snap(int(s), spike, reach, config.spike_ratio) for s in starts]
+    snapped = [snap(int(s), spike, max(1, int(s) - reach), int(s) + reach + 1, config.spike_ratio) for s in starts]
     return _spread(np.array([0, *snapped, total], np.int64), config.min_frames)
 
 
-def _snap(start: int, spike_T: npt.NDArray[np.float64], reach: int, ratio: float) -> int:
-    """The strongest spike within reach (the earliest of equals), or the start itself where there is none."""
-    low, high = max(1, start - reach), min(len(spike_T), start + reach + 1)
+def spikes(cost_T: npt.NDArray[np.float64], *, window_frames: int) -> npt.NDArray[np.float64]:
+    """[T] cost of each frame in multiples of its local median."""
+    ratio: npt.NDArray[np.float64] = cost_T / np.maximum(local_median(cost_T, window_frames=window_frames), 1.0)
+    return ratio
+
+
+def snap(start: int, spike_T: npt.NDArray[np.float64], low: int, high: int, ratio: float) -> int:
+    """The strongest spike in [low, high) (the earliest of equals), or the start itself where none exceeds the ratio."""
+    high = min(len(spike_T), high)
     if high <= low:
         return start
     best = low + int(np.argmax(spike_T[low:high]))

@@ -1,8 +1,9 @@
 """An open group: takes the signals of its frames one by one, in bounded memory, and at its end says which blocks are shown.
 
-The number of frames is known from the partition. At most `candidates_per_group` of them stay candidates: the first (the I-canvas)
-and one in each of equal slots, the most active of its slot. A group that is short enough keeps every frame. The caller
-hands over any object that stands for a frame's pixels; those of frames that fell out are let go.
+At most `candidates_per_group` of its frames stay candidates: the first (the I-canvas) and one in each slot of time, the most
+active of its slot. Slots are equal where the partition has told how many frames will come; of a stream nobody knows, and the
+two neighbouring slots that are shortest together become one whenever there is one too many. A group that is short enough keeps
+every frame. The caller hands over any object that stands for a frame's pixels; those of frames that fell out are let go.
 """
 
 from dataclasses import dataclass
@@ -41,48 +42,74 @@ class _Slot:
     """Over the frames from the candidate on, inside its slot; likewise square_B and frames."""
     square_B: npt.NDArray[np.float64] | None
     frames: int
+    width: int
+    """Frames of the slot."""
 
 
 class OpenGroup:
     """One group while its frames arrive.
 
     Args:
-        num_frames: frames that will be pushed, >= config.groups.min_frames.
+        num_frames: frames that will be pushed, >= config.groups.min_frames; None: not known, as of a stream.
         num_blocks: blocks of a canvas.
         fps: ticks a second.
     """
 
-    def __init__(self, *, num_frames: int, num_blocks: int, fps: float, config: TokenizerConfig) -> None:
+    def __init__(self, *, num_frames: int | None, num_blocks: int, fps: float, config: TokenizerConfig) -> None:
         self._num_frames = num_frames
         self._num_blocks = num_blocks
         self._fps = fps
         self._config = config
-        self._num_slots = min(num_frames, config.candidates_per_group)
+        most = config.candidates_per_group
+        self._num_slots = most if num_frames is None else min(num_frames, most)
         self._slots: list[_Slot] = []
         self._pushed = 0
 
+    @property
+    def num_frames(self) -> int:
+        """Pushed so far."""
+        return self._pushed
+
     def push(self, tick: int, signals: BlockSignals, pixels: Any) -> None:
         """Take the next frame. The pixels object is kept only while the frame is a candidate."""
-        assert self._pushed < self._num_frames
+        assert self._num_frames is None or self._pushed < self._num_frames
         evidence = self._config.policy == "evidence"
         active = np.sort(_activity(signals))[-TOP_BLOCKS:].sum()
-        slot = 0 if self._pushed == 0 else 1 + (self._pushed - 1) * (self._num_slots - 1) // (self._num_frames - 1)
+        if self._num_frames is None:
+            slot = len(self._slots)
+        else:
+            slot = 0 if self._pushed == 0 else 1 + (self._pushed - 1) * (self._num_slots - 1) // (self._num_frames - 1)
         self._pushed += 1
         total = square = None
         if evidence:
             assert signals.feature_BF is not None
             total = signals.feature_BF.astype(np.float64)
             square = (total**2).sum(axis=1)
-        if slot == len(self._slots):
-            self._slots.append(_Slot(tick, pixels, signals, float(active), total, square, 1))
+        new = _Slot(tick, pixels, signals, float(active), total, square, 1, 1)
+        if slot < len(self._slots):
+            self._merge(slot, new)
             return
+        self._slots.append(new)
+        if len(self._slots) > self._num_slots:
+            first = min(range(1, len(self._slots) - 1), key=self._loss)
+            self._merge(first, self._slots.pop(first + 1))
+
+    def _merge(self, slot: int, following: _Slot) -> None:
+        """Join a slot and what follows it; the more active candidate stays, the earlier of equals."""
         current = self._slots[slot]
-        if slot > 0 and active > current.activity:
-            if evidence:  # what the old candidate stood for is held by the one before it
-                _absorb(self._slots[slot - 1], current.sum_BF, current.square_B, current.frames)
-            self._slots[slot] = _Slot(tick, pixels, signals, float(active), total, square, 1)
-        elif evidence:
-            _absorb(current, total, square, 1)
+        current.width += following.width
+        if slot > 0 and following.activity > current.activity:
+            if current.sum_BF is not None:  # what the old candidate stood for is held by the one before it
+                _absorb(self._slots[slot - 1], current)
+            following.width = current.width
+            self._slots[slot] = following
+        elif current.sum_BF is not None:
+            _absorb(current, following)
+
+    def _loss(self, slot: int) -> tuple[int, float, int]:
+        """What joining a slot and the next costs: length, then the activity of the candidate that falls out."""
+        here, following = self._slots[slot], self._slots[slot + 1]
+        return here.width + following.width, min(here.activity, following.activity), slot
 
     def close(self) -> list[FramePick]:
         """Select the blocks of the P-canvases.
@@ -91,7 +118,7 @@ class OpenGroup:
             Picks in order of time. The first is the group's first frame with all its blocks: the I-canvas; the others hold
             (canvases_per_group - 1) x num_blocks blocks together.
         """
-        assert self._pushed == self._num_frames, f"{self._pushed} of {self._num_frames} frames were pushed"
+        assert self._num_frames in (None, self._pushed), f"{self._pushed} of {self._num_frames} frames were pushed"
         config, slots = self._config, self._slots
         budget = (config.groups.canvases_per_group - 1) * self._num_blocks
         if config.policy == "evidence":
@@ -108,6 +135,16 @@ class OpenGroup:
         for k in np.unique(chosen[:, 0]):
             picks.append(FramePick(tick=slots[k].tick, pixels=slots[k].pixels, blocks=chosen[chosen[:, 0] == k, 1]))
         return picks
+
+    def close_whole(self, count: int) -> list[FramePick]:
+        """In place of `close`, for a group too short or too dear for its canvases: `count` candidates, each shown whole."""
+        every = np.arange(self._num_blocks)
+        chosen = (
+            np.linspace(0, len(self._slots) - 1, count + 1)[:-1].astype(int)
+            if count < len(self._slots)
+            else range(count)
+        )
+        return [FramePick(tick=self._slots[k].tick, pixels=self._slots[k].pixels, blocks=every) for k in chosen]
 
     def _select_by_hold(self, budget: int) -> npt.NDArray[np.int64]:
         slots = self._slots
@@ -127,13 +164,12 @@ def _activity(signals: BlockSignals) -> npt.NDArray[np.float32]:
     return signals.residual_B + signals.motion_B
 
 
-def _absorb(
-    slot: _Slot, sum_BF: npt.NDArray[np.float64] | None, square_B: npt.NDArray[np.float64] | None, frames: int
-) -> None:
+def _absorb(slot: _Slot, other: _Slot) -> None:
+    """Let a slot's candidate hold over the frames of another as well."""
     assert slot.sum_BF is not None
     assert slot.square_B is not None
-    assert sum_BF is not None
-    assert square_B is not None
-    slot.sum_BF += sum_BF
-    slot.square_B += square_B
-    slot.frames += frames
+    assert other.sum_BF is not None
+    assert other.square_B is not None
+    slot.sum_BF += other.sum_BF
+    slot.square_B += other.square_B
+    slot.frames += other.frames

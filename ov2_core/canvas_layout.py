@@ -1,0 +1,92 @@
+"""What clips and streams have in common on the way from decoded frames to canvases: sizes, scaler, signals, packing.
+
+Enters: the size of a source and a config. Leaves: the block grid, the tools made for it, and the filled canvases of a group.
+Here the kernels of tokenizer/ and signals/ meet media/; tokenize_video.py and tokenize_stream.py differ in what they feed in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ov2_core.config import TokenizerConfig
+from ov2_core.media.decode import Scaler
+from ov2_core.signals.frame import SignalExtractor
+from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
+from ov2_core.tokenizer.frames import fit_size
+from ov2_core.tokenizer.group import FramePick
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasLayout:
+    """Sizes of a source's canvases; rows and columns count blocks."""
+
+    width: int
+    height: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def fit(cls, width_px: int, height_px: int, config: TokenizerConfig) -> "CanvasLayout":
+        """For a source that is shown at width_px x height_px."""
+        width, height = fit_size(width_px, height_px, area_px=config.area_px, multiple_px=config.block_px)
+        return cls(width, height, height // config.block_px, width // config.block_px)
+
+    @property
+    def num_blocks(self) -> int:
+        """Of a canvas, and of a source frame."""
+        return self.rows * self.columns
+
+    def empty(self, count: int, config: TokenizerConfig) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Room for images and positions, filled as they come: no second copy."""
+        patches = self.num_blocks * config.merge**2
+        return np.empty((count, self.height, self.width, 3), np.uint8), np.empty((count, patches, 3), np.int32)
+
+    def positions(self, tick: int, config: TokenizerConfig) -> npt.NDArray[np.int32]:
+        """Of a frame shown whole."""
+        return frame_positions(tick, self.rows * config.merge, self.columns * config.merge)
+
+    def scaler(self, rotation_degrees: int, config: TokenizerConfig) -> Scaler:
+        """From decoded frames to this size."""
+        return Scaler(
+            width_px=self.width,
+            height_px=self.height,
+            rotation_degrees=rotation_degrees,
+            full_chroma=config.jpeg_subsampling == "4:4:4",
+        )
+
+    def extractor(
+        self, *, coded_height_px: int, coded_width_px: int, rotation_degrees: int, config: TokenizerConfig
+    ) -> SignalExtractor:
+        """Signals of this size's frames."""
+        return SignalExtractor(
+            height_px=self.height,
+            width_px=self.width,
+            coded_height_px=coded_height_px,
+            coded_width_px=coded_width_px,
+            patch_px=config.patch_px,
+            merge=config.merge,
+            turns=rotation_degrees // 90,
+            features=config.policy == "evidence",
+        )
+
+
+def pack_group(
+    picks: Sequence[FramePick],
+    scaler: Scaler,
+    layout: CanvasLayout,
+    config: TokenizerConfig,
+    images_NHW3: npt.NDArray[np.uint8],
+    positions_NP3: npt.NDArray[np.int32],
+) -> None:
+    """Fill the group's canvases: the I-canvas, then the P-canvases."""
+    images_NHW3[0] = scaler.rgb(picks[0].pixels)
+    positions_NP3[0] = layout.positions(picks[0].tick, config)
+    images_NHW3[1:], positions_NP3[1:] = pack_blocks(
+        ((p.tick, p.blocks, cut_blocks(scaler.rgb(p.pixels), p.blocks, block_px=config.block_px)) for p in picks[1:]),
+        rows=layout.rows,
+        columns=layout.columns,
+        patch_px=config.patch_px,
+        merge=config.merge,
+    )
