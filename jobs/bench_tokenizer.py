@@ -73,20 +73,7 @@ def run_benchmark(
         warmups = [folder / f"warmup-{codec}.mp4" for codec in ("libx264", "libx265")]
         for path, codec in zip(warmups, ("libx264", "libx265"), strict=True):  # with and without motion vectors
             warmup_truth = write_rope_clip(path, seed=1000, seconds=WARMUP_SECONDS, codec=codec)
-        clips: list[tuple[Path, ClipTruth | None]] = []
-        for seed, (name, codec, camera, fps) in enumerate(_GENERATED):
-            made = folder / f"{name}.mp4"
-            truth = write_rope_clip(
-                made,
-                seed=seed,
-                seconds=generated_seconds,
-                fps=fps,
-                width_px=960,
-                height_px=540,
-                camera=camera,
-                codec=codec,
-            )
-            clips.append((made, truth))
+        clips: list[tuple[Path, ClipTruth | None]] = [*_generated(folder, generated_seconds)]
         clips += [(path, None) for path in real]
         for path, known in clips:
             started = time.perf_counter()
@@ -105,6 +92,59 @@ def run_benchmark(
             say(f"{path.name}: {time.perf_counter() - started:.0f} s")
     report["load_average_after"] = _load()
     return report
+
+
+def run_stream_benchmark(
+    *, videos: Path | None, budgets: list[int], generated_seconds: float, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Streaming against offline on the same clips: quality alone, in this process, as plain JSON types.
+
+    Raises:
+        ValueError: no videos in the folder, or a budget that makes no sense.
+    """
+    from jobs.bench_stream import bench_stream_clip, share_kept
+
+    if not budgets or min(budgets) < 4:
+        raise ValueError(f"expected budgets >= 4, got {budgets}")
+    real = [] if videos is None else _videos_in(videos)
+    report: dict[str, Any] = {
+        "schema_version": 1,
+        "machine": _machine(),
+        "versions": _versions(),
+        "settings": {"budgets": budgets, "generated_seconds": generated_seconds},
+        "clips": [],
+    }
+    with tempfile.TemporaryDirectory(prefix="ov2-bench-") as work:
+        clips: list[tuple[Path, ClipTruth | None]] = [
+            *_generated(Path(work), generated_seconds),
+            *((path, None) for path in real),
+        ]
+        for path, truth in clips:
+            clip: dict[str, Any] = {"name": path.name, "generated": truth is not None, "stream": []}
+            try:
+                clip["stream"] = bench_stream_clip(path, truth=truth, budgets=budgets)
+            except BadItemError as error:
+                clip["error"] = f"{error.reason}: {error}".replace(str(path), path.name)
+            report["clips"].append(clip)
+            kept = {p: share_kept(c for c in clip["stream"] if c["policy"] == p) for p in ("saliency", "evidence")}
+            say(f"{path.name}: " + (clip.get("error") or ", ".join(f"{p} {_percent(k)}" for p, k in kept.items())))
+    return report
+
+
+def _percent(share: float | None) -> str:
+    return "gains nothing offline" if share is None else f"keeps {share:.0%}"
+
+
+def _generated(folder: Path, seconds: float) -> list[tuple[Path, ClipTruth | None]]:
+    """The generated clips and their truth, written into the folder."""
+    clips: list[tuple[Path, ClipTruth | None]] = []
+    for seed, (name, codec, camera, fps) in enumerate(_GENERATED):
+        made = folder / f"{name}.mp4"
+        truth = write_rope_clip(
+            made, seed=seed, seconds=seconds, fps=fps, width_px=960, height_px=540, camera=camera, codec=codec
+        )
+        clips.append((made, truth))
+    return clips
 
 
 def _bench_clip(
@@ -270,8 +310,13 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--no-peer", action="store_true", help="leave codec-video-prep out")
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes a measurement (default 3)")
     parser.add_argument("--generated-seconds", type=float, default=12.0, help="length of the generated clips")
+    parser.add_argument(
+        "--stream", action="store_true", help="what streaming keeps of the offline quality; no costs, no peer"
+    )
     options = parser.parse_args(None if argv is None else list(argv))
     try:
+        if options.stream:
+            return _main_stream(options)
         if options.from_json:
             report = json.loads(options.from_json.read_text())
         else:
@@ -291,6 +336,25 @@ def main(argv: Iterable[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"ov2 bench tokenizer: {error}", file=sys.stderr)
         return 2
+    return 1 if any("error" in clip for clip in report["clips"]) else 0
+
+
+def _main_stream(options: argparse.Namespace) -> int:
+    from jobs.bench_stream import stream_lines
+
+    if options.markdown:
+        raise ValueError(
+            "--markdown fills the section of costs and quality; with --stream take the table from the output"
+        )
+    if options.from_json:
+        report = json.loads(options.from_json.read_text())
+    else:
+        report = run_stream_benchmark(
+            videos=options.videos, budgets=options.budgets, generated_seconds=options.generated_seconds
+        )
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    print("\n".join(stream_lines(report["clips"])))
     return 1 if any("error" in clip for clip in report["clips"]) else 0
 
 

@@ -8,6 +8,7 @@ line's `--set key=value` calls; the digest of the resolved config identifies the
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -169,6 +170,40 @@ class TokenizerConfig:
     def token_budget(self) -> int:
         """Merged tokens of a clip that is long and large enough: budget x tokens of a full-area canvas."""
         return (self.budget or self.max_frames) * (self.area_px // self.block_px**2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """Streams (tokenizer/stream.py), beside a TokenizerConfig of mode "codec" whose budget does not count."""
+
+    canvases_per_minute: float = 60.0
+    burst_groups: int = 2
+    """Groups that may be given ahead of the rate, and that a quiet time can save up."""
+    cost_memory_seconds: float = 60.0
+    """Over how long the running mean of the bit cost fades to 1 / e."""
+    max_reach_seconds: float = 0.5
+    """A boundary snaps to a spike at most this far, and is decided this much later. Also bound by groups.snap_share."""
+    max_gap_seconds: float = 2.0
+    """A group does not run across a longer gap between two frames."""
+    max_jump_seconds: float = 3600.0
+    """A longer jump ahead, like any jump back, is a new clock and not time that went by."""
+
+    def __post_init__(self) -> None:
+        for name in ("canvases_per_minute", "cost_memory_seconds", "max_gap_seconds", "max_jump_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
+        if self.burst_groups < 1:
+            raise ValueError(
+                f"burst_groups must be >= 1 (less than one group could never be paid), got {self.burst_groups}"
+            )
+        if not 0 <= self.max_reach_seconds <= 0.75:
+            raise ValueError(
+                f"max_reach_seconds must be in [0, 0.75] (a group is emitted within 2 s), got {self.max_reach_seconds}"
+            )
+        if self.max_jump_seconds <= self.max_gap_seconds:
+            raise ValueError(
+                f"max_jump_seconds must be > max_gap_seconds ({self.max_gap_seconds}), got {self.max_jump_seconds}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,6 +70,11 @@ class OpenGroup:
         """Pushed so far."""
         return self._pushed
 
+    @property
+    def num_held(self) -> int:
+        """Frames whose pixels are held."""
+        return len(self._slots)
+
     def push(self, tick: int, signals: BlockSignals, pixels: Any) -> None:
         """Take the next frame. The pixels object is kept only while the frame is a candidate."""
         assert self._num_frames is None or self._pushed < self._num_frames
