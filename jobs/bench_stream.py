@@ -2,7 +2,8 @@
 
 Enters: clips, budgets. Leaves: per clip, budget and policy the held PSNR, SSIM and event recall of the stream, of the offline
 tokenization and of uniform frames, the delay of emission and the frames held. Design: a stream runs at budget / duration; how many
-canvases come of it the account decides, so offline and uniform are given as many (offline's to the nearest whole groups). The gain kept is (stream - uniform) / (offline - uniform).
+canvases come of it the account decides, so uniform frames are as many and offline's groups as many as come nearest, with uniform
+frames of its own. The gain kept is (stream - uniform) / (offline - uniform).
 """
 
 from collections.abc import Iterable
