@@ -55,7 +55,9 @@ class NaiveMemory:
                     self.held[place] = pixels
                     cells.append((t, place, value))
             blocks.append(cells)
-        entire = [len({t for t, _, _ in cells}) == 1 and [p for _, p, _ in cells] == list(range(PER)) for cells in blocks]
+        entire = [
+            len({t for t, _, _ in cells}) == 1 and [p for _, p, _ in cells] == list(range(PER)) for cells in blocks
+        ]
         loose = [cell for cells, is_whole in zip(blocks, entire, strict=True) if not is_whole for cell in cells]
         for n, cells in enumerate(blocks):
             mean = sum(v for _, _, v in cells) / PER
