@@ -3,7 +3,6 @@
 import math
 import random
 import re
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ov2_core.evals.jumpscore import (
+    MAX_CHARACTERS,
     bracketed_lists,
     format_times,
     match_times,
@@ -214,11 +214,12 @@ def test_any_text_is_read_without_raising(text):
 
 
 @pytest.mark.parametrize("piece", ["1.5, ", "[", "```json[", "[]", "9", "1 ", ", ", "```json []"])
-def test_answer_that_runs_on_is_scored_in_bounded_time(piece):
-    began = perf_counter()
+def test_of_an_answer_that_runs_on_only_the_head_is_read(piece):
+    """As if the rest were not there; quadratic search would not end (the suite's time-out)."""
     item = score_answer({}, [index / 7 for index in range(300)], "[" + piece * 1_000_000)
     assert len(item.detail["predicted_seconds"]) < 110_000
-    assert perf_counter() - began < 5
+    head = ("[" + piece * 1_000_000)[:MAX_CHARACTERS]
+    assert item.detail["predicted_seconds"] == (parse_times(head) or [])
 
 
 def test_unreadable_and_missing_answers_are_wrong_also_where_nothing_is_true():
