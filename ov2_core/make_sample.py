@@ -229,7 +229,13 @@ def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRec
             return identity, probe_image(
                 source, max_source_px=config.tokenizer.max_source_px, size_bytes=identity.size_bytes
             )
-        return identity, probe_video(source, start_seconds=task.row.start, end_seconds=task.row.end).record()
+        probe = probe_video(
+            source,
+            start_seconds=task.row.start,
+            end_seconds=task.row.end,
+            max_source_px=config.tokenizer.max_source_px,
+        )
+        return identity, probe.record()
 
 
 def _tokenize(planned: PlannedRow, config: RunConfig) -> tuple[TokenizedVideo, list[Member]]:

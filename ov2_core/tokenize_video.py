@@ -53,12 +53,9 @@ def tokenize_video(
     if config.mode == "still":
         raise ValueError('mode "still" tokenizes images; use tokenize_image')
     clock = _Clock()
-    probe = probe_video(source, start_seconds=start_seconds, end_seconds=end_seconds)
-    if probe.coded_width_px * probe.coded_height_px > config.max_source_px:
-        raise BadItemError(
-            "too_large",
-            f"{probe.coded_width_px} x {probe.coded_height_px} px exceeds max_source_px ({config.max_source_px}); raise it",
-        )
+    probe = probe_video(
+        source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=config.max_source_px
+    )
     clock.lap("probe")
     stats = DecodeStats()
     flags = set(probe.flags)

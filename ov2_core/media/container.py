@@ -24,6 +24,9 @@ CONTAINER_FORMATS = (
 )  # fmt: skip
 """Demuxers that read only the bytes they are given. Audio-only ones are here so that the error can say what the file is."""
 
+MAX_SOURCE_PX = 8192 * 8192
+"""Width x height of a frame that a decoder may allocate, unless a config says otherwise."""
+
 
 @contextmanager
 def open_video(source: Source, *, stage: Stage) -> Iterator[tuple[Any, Any]]:
@@ -82,6 +85,11 @@ def choose_stream(container: Any, *, stage: Stage) -> Any:
         return real[0]
     kinds = sorted({"cover art" if s.type == "video" else s.type for s in container.streams}) or ["no stream at all"]
     raise BadItemError("no_video_stream", f"no video stream, only: {', '.join(kinds)}", stage=stage)
+
+
+def limit_pixels(stream: Any, max_px: int, **options: str) -> None:
+    """Before the first packet is decoded: frames of more pixels are errors, whatever a header in the middle of the stream says."""
+    stream.codec_context.options = {"max_pixels": str(max_px), **options}
 
 
 def _is_cover(stream: Any) -> bool:

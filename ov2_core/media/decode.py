@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from ov2_core.media.container import Source, open_video
+from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
 from ov2_core.media.probe import VideoProbe
 
 MIN_SEEK_FRAMES = 12
@@ -176,8 +176,12 @@ def configure(stream: Any, *, export_vectors: bool) -> None:
     """One thread, and motion vectors as side data where they are wanted. Before the first packet is decoded."""
     stream.codec_context.thread_count = 1
     stream.codec_context.thread_type = "NONE"
-    if export_vectors:
-        stream.codec_context.options = {"flags2": "+export_mvs"}
+    context = stream.codec_context
+    limit_pixels(
+        stream,
+        max(MAX_SOURCE_PX, context.width * context.height),  # the probe has let that size pass
+        **({"flags2": "+export_mvs"} if export_vectors else {}),
+    )
 
 
 def decoded(packets: Iterator[Any], stream: Any, stats: DecodeStats) -> Iterator[Any]:

@@ -1,4 +1,7 @@
-"""Stills: any format Pillow reads, upright by EXIF, as RGB on a white ground."""
+"""Stills: the raster formats that Pillow decodes itself, upright by EXIF, as RGB on a white ground.
+
+EPS is not among them: Pillow hands it to Ghostscript, another program that runs what it reads.
+"""
 
 import warnings
 from dataclasses import dataclass
@@ -10,6 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
 from schemas.video import ProbeRecord
+
+IMAGE_FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PCX", "PPM", "QOI", "SGI", "TGA", "DDS",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
+            with Image.open(source, formats=IMAGE_FORMATS) as image:
                 codec = (image.format or "unknown").lower()
                 if image.width * image.height > max_source_px:
                     raise BadItemError(
@@ -60,7 +67,9 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
     except FileNotFoundError:
         raise BadItemError("source_missing", f"no such file: {source}; check the manifest's path") from None
     except UnidentifiedImageError:  # its own text names the address of a buffer, another one each time
-        raise BadItemError("not_media", "Pillow knows no image format that begins like this; is it complete?") from None
+        raise BadItemError(
+            "not_media", "none of the image formats read here begins like this; is it complete?"
+        ) from None
     except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
         if isinstance(error, BadItemError):
             raise

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov2_core.errors import BadItemError
-from ov2_core.media.container import Source, open_video
+from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
 from ov2_core.media.timeline import Timeline, fit_timeline
 from schemas.video import ProbeRecord
 
@@ -99,17 +99,33 @@ class _Packets:
     rotation_degrees: int
 
 
-def probe_video(source: Source, *, start_seconds: float | None = None, end_seconds: float | None = None) -> VideoProbe:
+def probe_video(
+    source: Source,
+    *,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    max_source_px: int = MAX_SOURCE_PX,
+) -> VideoProbe:
     """Demux a video and describe it.
 
     Args:
         source: local path, or seekable binary file.
         start_seconds, end_seconds: half-open range from the file's first shown frame; None: the whole file.
+        max_source_px: width x height above which nothing is decoded.
 
     Raises:
-        BadItemError: source_missing, not_media, no_video_stream, no_decodable_frame (no packet at all) or empty_range.
+        BadItemError: source_missing, not_media, no_video_stream, no_decodable_frame (no packet at all), empty_range or
+            too_large.
     """
     with open_video(source, stage="probe") as (container, stream):
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > max_source_px:
+            raise BadItemError(
+                "too_large",
+                f"{width} x {height} px exceeds max_source_px ({max_source_px}); raise it or drop the row",
+                stage="probe",
+            )
+        limit_pixels(stream, max_source_px)
         packets = _demux(container, stream)
         if not packets.size:
             raise BadItemError(
