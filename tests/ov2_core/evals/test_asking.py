@@ -142,7 +142,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if act == "slow":
             time.sleep(0.03)
         if act == "hang":
-            self.server.stop.wait(5)
+            self.server.stop.wait(30)
             return
         if act == "junk":
             text = b"<html>"
@@ -175,7 +175,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text)
         if act == "error that hangs":
             self.wfile.flush()
-            self.server.stop.wait(5)
+            self.server.stop.wait(30)
 
     def log_message(self, *args):
         pass
@@ -271,7 +271,7 @@ def test_a_server_that_hangs_or_trickles_is_left_at_the_deadline(server, act):
     began = time.perf_counter()
     with pytest.raises(OSError, match="2 attempts"):
         client(server, timeout_seconds=0.3, max_attempts=2).answer(Question(id="a", prompt="?", video=None))
-    assert time.perf_counter() - began < 2.5
+    assert time.perf_counter() - began < 10  # without deadlines it is 20 s and more
 
 
 def test_no_server_is_an_error_of_each_question(tmp_path):
