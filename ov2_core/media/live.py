@@ -120,7 +120,7 @@ def open_live(
                 "source_missing", f"{name}: no such source; check the path or URL", stage="probe"
             ) from error
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            refused = isinstance(error, (ConnectionError, av.error.HTTPError))
+            refused = isinstance(error, (ConnectionError, av.error.HTTPClientError, av.error.HTTPServerError))
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if refused:
                 raise BadItemError("source_missing", f"{name}: {reason}", stage="probe") from error
@@ -205,6 +205,8 @@ def _openable(source: Source, timeout_seconds: float) -> tuple[Any, Any, str | N
         return source, None, PROTOCOLS[scheme]
     if os.path.isdir(source):
         raise BadItemError("not_media", f"{source} is a folder; give a file, a pipe or a URL", stage="probe")
+    if os.path.isfile(source) and os.path.getsize(source) == 0:
+        raise BadItemError("source_empty", f"{source} is 0 bytes long; fetch it again", stage="probe")
     if os.path.exists(source) and not os.path.isfile(source):
         reader = _TimedReader(os.open(source, os.O_RDONLY | os.O_NONBLOCK), timeout_seconds, owned=True)
         return reader, reader, "file"

@@ -1,5 +1,7 @@
 """Groups of a stream: the account is never overdrawn, delay and memory are bounded, nothing depends on what follows."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,10 +67,10 @@ def test_groups_tile_the_stream_within_the_account_and_the_delay(seed, rate, jit
     stream, account = stream_of(rate, burst_groups=burst)
     closed = run(stream, frames)
     assert closed[0].tick == 0
-    for one, two in zip(closed, closed[1:], strict=False):
+    for one, two in pairwise(closed):
         assert (one.end_tick, one.end_seconds) == (two.tick, two.seconds)
     assert sum(g.num_frames for g in closed) + account.dropped_frames == len(frames)
-    largest_step = max(b.seconds - a.seconds for a, b in zip(frames, frames[1:], strict=False))
+    largest_step = max(b.seconds - a.seconds for a, b in pairwise(frames))
     for i, group in enumerate(closed):
         assert group.decided_seconds - group.end_seconds <= 1.0 + largest_step + 1e-9
         ticks = [p.tick for p in group.picks]
