@@ -24,13 +24,16 @@ from jobs.encode_command import add_encode_command
 from jobs.eval_commands import add_eval_commands
 from jobs.model_commands import add_model_commands, need_torch
 from jobs.spatial_command import add_spatial_command
+from jobs.stream_command import add_stream_command
 from jobs.summary import plan_text, tokenize_text, verify_text
 from jobs.train_command import add_train_commands
 from ov2_core.config import RunConfig, with_overrides
 from ov2_core.config import recipe as named_recipe
 from ov2_core.data.keys import key_of
+from ov2_core.redact import printable, redacted
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import FEATURES_RECIPE, SPATIAL_RECIPE
+from ov2_core.storage.source import allow_sources
 from schemas.run import VerifyReport
 
 HELP = """Video corpora to codec-token shards.
@@ -79,6 +82,16 @@ ProgressMode = Annotated[
 MaxQuarantined = Annotated[
     str | None, typer.Option(help="Rows (e.g. 10) or share of the manifest (e.g. 0.01) above which the exit code is 3.")
 ]
+SourceRoots = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Folder that local sources must lie in, links followed; by default any file may be read. Repeatable."
+    ),
+]
+FetchHosts = Annotated[
+    list[str] | None,
+    typer.Option(help="host or host:port that http(s) sources may reach though its address is private. Repeatable."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -92,6 +105,8 @@ def _global(
     if debug:
         os.environ["OV2_DEBUG"] = "1"
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    for handler in (h for h in logging.getLogger().handlers if type(h) is logging.StreamHandler):
+        handler.setFormatter(_SafeFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name in ("ov2_core", "pipelines", "jobs"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 
@@ -106,12 +121,15 @@ def plan(
     address: Address = None,
     deadline_base: DeadlineBase = 120.0,
     progress: ProgressMode = "auto",
+    source_root: SourceRoots = None,
+    fetch_host: FetchHosts = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the predictions, leave nothing in RUN.")] = False,
 ) -> None:
     """Probe every source; predict tokens, bytes and CPU time; write RUN/plan."""
     with _errors():
         from pipelines.plan_videos import plan_videos
 
+        allow_sources(roots=source_root, fetch_hosts=fetch_host)
         config, options = _config(recipe, set_), _options(workers, address, deadline_base, progress)
         with contextlib.ExitStack() as stack:
             where = stack.enter_context(tempfile.TemporaryDirectory(prefix="ov2-dry-")) if dry_run else out
@@ -131,9 +149,12 @@ def tokenize(
     deadline_base: DeadlineBase = 120.0,
     progress: ProgressMode = "auto",
     max_quarantined: MaxQuarantined = None,
+    source_root: SourceRoots = None,
+    fetch_host: FetchHosts = None,
 ) -> None:
     """Make the shards of a manifest, or go on with them: the same command resumes. Plans first where there is no plan."""
     with _errors():
+        allow_sources(roots=source_root, fetch_hosts=fetch_host)
         config, options = _config(recipe, set_), _options(workers, address, deadline_base, progress)
         allowed = _allowed(max_quarantined)
         code = _tokenize(manifest, Store(out), config, options, allowed)
@@ -184,7 +205,7 @@ def inspect(
                 raise ValueError(f"{run} is a feature run and holds no canvases to draw; give its token run")
             print(describe_features(stored))
             return
-        print(describe_sample(stored))
+        print(printable(describe_sample(stored)))
         if png is not None:
             draw_sample(stored).save(png, format="PNG")
             print(f"canvases: {png}")
@@ -337,6 +358,13 @@ def _tokenize(manifest: str, store: Store, config: RunConfig, options: Any, allo
     return _quarantine_code(found, allowed)
 
 
+class _SafeFormatter(logging.Formatter):
+    """Log lines without credentials, and without what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redacted(super().format(record)))
+
+
 class _Allowed:
     """--max-quarantined: a number of rows, or a share of them."""
 
@@ -410,17 +438,18 @@ def _errors() -> Iterator[None]:
     except RunStoppedError as error:
         if os.environ.get("OV2_DEBUG"):
             raise
-        print(f"ov2: stopped: {error}\nThe same command goes on from here.", file=sys.stderr)
+        print(printable(redacted(f"ov2: stopped: {error}\nThe same command goes on from here.")), file=sys.stderr)
         raise typer.Exit(EXIT_STOPPED) from None
     except Exception as error:
         storage = type(error).__module__.partition(".")[0] in ("botocore", "aiohttp", "fsspec", "s3fs", "gcsfs")
         if os.environ.get("OV2_DEBUG") or not (storage or isinstance(error, ValueError | OSError)):
             raise
-        print(f"ov2: {error}", file=sys.stderr)
+        print(printable(redacted(f"ov2: {error}")), file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from None
 
 
 add_model_commands(app, _errors)
+add_stream_command(app, _errors)
 add_encode_command(app, _errors)
 add_curriculum_commands(app, _errors)
 add_spatial_command(app, _errors)
