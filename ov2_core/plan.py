@@ -205,9 +205,14 @@ def remove_plan(store: Store) -> None:
         store.remove(path)
 
 
-def iter_plan_rows(store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset()) -> Iterator[PlannedRow]:
-    """Planned rows in order, without those of some shards; row groups of skipped shards alone are not read."""
-    with store.open_read(PLAN_ROWS) as file:
+def iter_plan_rows(
+    store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset(), rel: str = PLAN_ROWS
+) -> Iterator[PlannedRow]:
+    """Planned rows in order, without those of some shards; row groups of skipped shards alone are not read.
+
+    rel: the file; that of a round (rounds.py) has the same form.
+    """
+    with store.open_read(rel) as file:
         parquet = pq.ParquetFile(file)
         shard_column = ROWS_SCHEMA.get_field_index("shard")
         for index in range(parquet.num_row_groups):

@@ -34,8 +34,9 @@ from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import FEATURES_RECIPE
 from ov2_core.storage.writer import Member, write_tar
+from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
-from pipelines.progress import Counters, show
+from pipelines.progress import Counters
 from pipelines.run_identity import (
     FEATURE_LEAVES,
     FEATURE_ROOTS,
@@ -221,15 +222,11 @@ def _make_missing(
         num_threads=None if run_options.workers == 0 else 1,
     )
     feed = FeatureFeed(source, missing, counters, totals, seconds_per_token=_seconds_per_token(options))
-    with open_executor(job, run_options) as (executor, num_workers), show(counters, run_options.progress) as redraw:
+    with open_executor(job, run_options) as (executor, num_workers):
         num_workers = min(num_workers, len(missing))
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=run_options.deadlines)
-
-        def tick() -> None:
-            counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
-            redraw()
-
-        drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
+        with observed(store, counters, scheduler, run_options.progress) as tick:
+            drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
 
 
 def _seconds_per_token(options: EncodeOptions) -> float:

@@ -18,9 +18,11 @@ from ov2_core.data.manifest import ManifestItem, absolute_uri, manifest_digest, 
 from ov2_core.errors import BadItemError
 from ov2_core.make_sample import ProbeOutcome, ProbeTask, make_probe, quarantine_row
 from ov2_core.plan import PlanWriter, ShardCutter, remove_plan
+from ov2_core.redact import redacted
 from ov2_core.storage.files import Store
+from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
-from pipelines.progress import Counters, show
+from pipelines.progress import Counters
 from pipelines.run_identity import load_run_record
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
@@ -47,20 +49,18 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
     counters = Counters("plan")
     with IdLedger() as ledger, PlanWriter(store) as writer:
         feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters)
-        with (
-            open_executor(ProbeJob(config), options) as (executor, num_workers),
-            show(counters, options.progress) as redraw,
-        ):
-            scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
-
-            def tick() -> None:
-                counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
-                redraw()
-
-            drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
+        probe_all(feed, store, config, options, counters)
         record = feed.record(manifest_digest=digest)
         writer.finish(record)
     return record
+
+
+def probe_all(feed: "PlanFeed", store: Store, config: RunConfig, options: RunOptions, counters: Counters) -> None:
+    """Probes the feed's rows until it is finished."""
+    with open_executor(ProbeJob(config), options) as (executor, num_workers):
+        scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
+        with observed(store, counters, scheduler, options.progress) as tick:
+            drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class PlanFeed:
         counters: Counters,
         *,
         window_rows: int = WINDOW_ROWS,
+        first_shard: int = 0,
     ) -> None:
         self._items = items
         self._manifest_uri = manifest_uri
@@ -99,6 +100,7 @@ class PlanFeed:
         self._counters = counters
         self._window_rows = window_rows
         self._cutter = ShardCutter(config.shards)
+        self._first_shard = first_shard
         self._exhausted = False
         self._next_in = 0
         self._next_out = 0
@@ -153,7 +155,7 @@ class PlanFeed:
         """The plan's totals."""
         assert self.finished
         return PlanRecord(
-            manifest_uri=absolute_uri(self._manifest_uri),
+            manifest_uri=redacted(absolute_uri(self._manifest_uri)),
             manifest_digest=manifest_digest,
             manifest_rows=self._next_in,
             config_digest=configs.digest(self._config),
@@ -210,7 +212,8 @@ class PlanFeed:
             return
         assert outcome.planned is not None
         planned: PlannedRow = outcome.planned
-        self._writer.add(planned.model_copy(update={"shard": self._cutter.place(planned.predicted_bytes)}))
+        shard = self._first_shard + self._cutter.place(planned.predicted_bytes)
+        self._writer.add(planned.model_copy(update={"shard": shard}))
         self._num_planned += 1
         self._tokens += planned.predicted_tokens
         self._bytes += planned.predicted_bytes

@@ -22,15 +22,17 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.manifest import absolute_uri, manifest_digest
 from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample, quarantine_planned
-from ov2_core.plan import count_plan_rows, iter_plan_shards, load_plan
+from ov2_core.plan import group_by_shard, load_plan
+from ov2_core.rounds import Rounds, load_rounds
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import ATTEMPTS_DIR
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
+from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.plan_videos import plan_videos
-from pipelines.progress import Counters, show
+from pipelines.progress import Counters
 from pipelines.run_identity import (
     check_same_plan,
     check_same_run,
@@ -41,6 +43,7 @@ from pipelines.run_identity import (
 )
 from pipelines.runtime import ObjectLostError, fetch, object_store_bytes
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from schemas.run import RunRecord
 from schemas.shard import FilteredRow, PlannedRow, QuarantineRow
 
 log = logging.getLogger(__name__)
@@ -93,23 +96,40 @@ def tokenize_videos(
         raise ValueError(f"{store.root} holds a run whose plan is gone; restore plan/ or give another --out")
     if plan is not None:
         check_same_plan(plan, config, digest, where=store.root)
-        if there is not None:
-            finish_commits(store)
-    before = frozenset(committed_shards(store))
-    counters = Counters("tokenize", num_shards_done=len(before))
-    if plan is None or len(before) < plan.num_shards:
-        with session(options):
-            if plan is None:
-                plan = plan_videos(manifest_uri, store, config, options)
-            claim_run(store, here)
-            counters.num_shards = plan.num_shards
-            _make_missing(store, config, options, before, counters, make)
-    # Every shard is committed now: an attempt that is still there belongs to nobody who could win.
+        return complete_run(store, here, config, options, make=make, began=began)
+    with session(options):
+        plan_videos(manifest_uri, store, config, options)
+        return complete_run(store, here, config, options, make=make, began=began)
+
+
+def complete_run(
+    store: Store,
+    here: RunRecord,
+    config: RunConfig,
+    options: RunOptions,
+    *,
+    make: Make = make_sample,
+    began: float | None = None,
+) -> TokenizeSummary:
+    """Commits all shards of the plan and of all rounds that have no commit, and writes the index.
+
+    here: the run's record, which the caller has compared with what stands there.
+    """
+    began = time.monotonic() if began is None else began
+    rounds = load_rounds(store)
+    assert rounds is not None, "no plan"
     claim_run(store, here)
+    finish_commits(store)
+    before = frozenset(committed_shards(store))
+    counters = Counters("tokenize", num_shards=rounds.num_shards, num_shards_done=len(before))
+    if len(before) < rounds.num_shards:
+        with session(options):
+            _make_missing(rounds, config, options, before, counters, make)
+    # Every shard is committed now: an attempt that is still there belongs to nobody who could win.
     collect_orphans(store)
     write_index(store)
     return TokenizeSummary(
-        num_shards=plan.num_shards,
+        num_shards=rounds.num_shards,
         num_shards_before=len(before),
         num_made=counters.num_made,
         num_images=counters.num_images,
@@ -123,16 +143,17 @@ def tokenize_videos(
 
 
 def _make_missing(
-    store: Store, config: RunConfig, options: RunOptions, before: frozenset[int], counters: Counters, make: Make
+    rounds: Rounds, config: RunConfig, options: RunOptions, before: frozenset[int], counters: Counters, make: Make
 ) -> None:
-    counters.num_items = count_plan_rows(store, skip_shards=before)
+    store = rounds.store
+    counters.num_items = rounds.count_rows(skip_shards=before)
     counters.restart()
     job = TokenizeJob(
         config=config, store=store, config_digest=configs.digest(config), code_version=code_version(), make=make
     )
-    with open_executor(job, options) as (executor, num_workers), show(counters, options.progress) as redraw:
+    with open_executor(job, options) as (executor, num_workers):
         feed = ShardFeed(
-            iter_plan_shards(store, skip_shards=before),
+            group_by_shard(rounds.iter_rows(skip_shards=before)),
             counters,
             max_open_bytes=int(
                 OPEN_STORE_SHARE * (INLINE_STORE_BYTES if options.workers == 0 else object_store_bytes())
@@ -140,12 +161,8 @@ def _make_missing(
             max_open_shards=num_workers + 2,
         )
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
-
-        def tick() -> None:
-            counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
-            redraw()
-
-        drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
+        with observed(store, counters, scheduler, options.progress) as tick:
+            drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
 
 
 @dataclass(frozen=True, slots=True)

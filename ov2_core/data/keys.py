@@ -11,6 +11,7 @@ import posixpath
 import re
 import sqlite3
 
+from ov2_core.redact import redacted
 from schemas.video import ManifestRow
 
 _VERBATIM = re.compile(r"[A-Za-z0-9_-]{1,72}")
@@ -42,7 +43,7 @@ def derived_id(row: ManifestRow) -> str:
     rate = [] if row.frames_fps is None else [row.frames_fps]
     content = json.dumps([uri, row.start, row.end, text, *rate], sort_keys=True)
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    stem = posixpath.splitext(posixpath.basename(uri.split("?", 1)[0].rstrip("/")))[0]
+    stem = posixpath.splitext(posixpath.basename(redacted(uri).split("?", 1)[0].rstrip("/")))[0]
     return f"{_slug(stem)}_{digest}"
 
 
@@ -75,6 +76,10 @@ class IdLedger:
             what = "the id" if row[1] == digest else f"the key {key}, made of another id,"
             return key, f"{what} is already used by line {row[0]}; ids must be unique in a manifest"
         return key, None
+
+    def holds(self, id: str) -> bool:
+        """Whether the id, or another that gives the same key, was claimed."""
+        return self._database.execute("SELECT 1 FROM used WHERE key = ?", (key_of(id),)).fetchone() is not None
 
     def close(self) -> None:
         """Drops the database."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ov2_core.features.layout import config_digest, plan_commit, source_digest, tar_bytes
+from ov2_core.rounds import Rounds, list_rounds
 from ov2_core.storage.commit import committed_shards, iter_commits
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import PLAN_JSON, PLAN_ROWS, RUN_JSON
@@ -75,9 +76,10 @@ def open_source(source: Store) -> SourceRun:
     if not isinstance(tokenizer, dict):
         raise ValueError(f"{source.root} holds a run of {record.recipe!r}; features are made of token shards")
     committed = committed_shards(source)
-    if committed != list(range(plan.num_shards)):
+    num_shards = Rounds(source, plan, list_rounds(source)).num_shards
+    if committed != list(range(num_shards)):
         raise ValueError(
-            f"{source.root} has {len(committed)} of {plan.num_shards} shards committed; finish it first: `ov2 tokenize` again"
+            f"{source.root} has {len(committed)} of {num_shards} shards committed; finish it first: `ov2 tokenize` again"
         )
     return SourceRun(
         root=source.root,
@@ -85,7 +87,7 @@ def open_source(source: Store) -> SourceRun:
         config_digest=record.config_digest,
         patch_px=int(tokenizer["patch_px"]),
         merge=int(tokenizer["merge"]),
-        num_shards=plan.num_shards,
+        num_shards=num_shards,
     )
 
 

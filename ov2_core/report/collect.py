@@ -7,14 +7,15 @@ sample are a few numbers, of a reason a few examples.
 import heapq
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from ov2_core.plan import iter_plan_quarantine, iter_plan_rows, load_plan
+from ov2_core.plan import iter_plan_quarantine, load_plan
 from ov2_core.report.histogram import Histogram, count_categories, count_numbers
+from ov2_core.rounds import Rounds, list_rounds
 from ov2_core.storage.commit import iter_commits, load_commit
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import RUN_JSON, tar_rel
@@ -108,17 +109,20 @@ def collect_run(store: Store, *, num_samples: int = 6, num_examples: int = 5) ->
     run = _load_run(store)
     plan = load_plan(store)
     tally = _Tally(num_examples)
-    for row in iter_plan_quarantine(store):
-        tally.add_quarantined(row)
+    rounds = None if plan is None else Rounds(store, plan, list_rounds(store))
+    for number in range(len(rounds.records) + 1 if rounds else 1):
+        for row in rounds.fallen(number) if rounds else iter_plan_quarantine(store):
+            if rounds is None or not rounds.is_history(row.line, number):
+                tally.add_quarantined(row)
     for commit in iter_commits(store):
-        tally.add_commit(commit)
+        tally.add_commit(commit, commit.quarantined if rounds is None else rounds.quarantined_of(commit))
     if run is None and plan is None and not tally.num_shards:
         raise ValueError(f"no run at {store.root}: expected {RUN_JSON}, plan/ or commits/ there; is the path right?")
 
     notes: list[str] = []
-    predicted = _predict_committed(store, plan, tally, notes)
+    predicted = _predict_committed(rounds, tally, notes)
     accounted = len(tally.lines) + tally.filtered + tally.quarantined
-    manifest_rows = plan.manifest_rows if plan else accounted
+    manifest_rows = rounds.manifest_rows if rounds else accounted
     return RunSummary(
         root=store.root,
         run=run,
@@ -128,7 +132,7 @@ def collect_run(store: Store, *, num_samples: int = 6, num_examples: int = 5) ->
         filtered=tally.filtered,
         quarantined=tally.quarantined,
         pending=max(0, manifest_rows - accounted),
-        num_shards=plan.num_shards if plan else tally.num_shards,
+        num_shards=rounds.num_shards if rounds else tally.num_shards,
         num_shards_committed=tally.num_shards,
         num_images=tally.num_images,
         num_groups=int(sum(tally.groups)),
@@ -177,7 +181,8 @@ class _Tally:
         self._stages: dict[str, Counter[str]] = {}
         self._rules: dict[str, LeftOut] = {}
 
-    def add_commit(self, commit: CommitRecord) -> None:
+    def add_commit(self, commit: CommitRecord, quarantined: Sequence[QuarantineRow]) -> None:
+        """quarantined: those of the commit that were not replayed since."""
         self.num_shards += 1
         self.tar_bytes += commit.tar_bytes
         self.spans.append((commit.started_unix_seconds, commit.finished_unix_seconds))
@@ -196,7 +201,7 @@ class _Tally:
             self.flags.update(sample.flags)
         for row in commit.filtered:
             self.add_filtered(row)
-        for fallen in commit.quarantined:
+        for fallen in quarantined:
             self.add_quarantined(fallen)
 
     def add_quarantined(self, row: QuarantineRow) -> None:
@@ -247,13 +252,15 @@ def _load_run(store: Store) -> RunRecord | None:
         return None
 
 
-def _predict_committed(store: Store, plan: PlanRecord | None, tally: _Tally, notes: list[str]) -> list[Prediction]:
-    if plan is None or not tally.keys:
+def _predict_committed(rounds: Rounds | None, tally: _Tally, notes: list[str]) -> list[Prediction]:
+    if rounds is None or not tally.keys:
         return []
+    plan = rounds.plan
     tokens, num_bytes, cpu = plan.predicted_tokens, plan.predicted_bytes, plan.predicted_cpu_seconds
     if plan.num_planned <= MAX_PLAN_ROWS:
         committed = set(tally.keys)
-        rows = [row for row in iter_plan_rows(store) if row.key in committed]
+        by_key = {row.key: row for row in rounds.iter_rows() if row.key in committed}  # of a replayed row the last
+        rows = list(by_key.values())
         tokens, num_bytes = sum(row.predicted_tokens for row in rows), sum(row.predicted_bytes for row in rows)
         cpu = sum(row.predicted_cpu_seconds for row in rows)
     elif plan.num_planned != len(tally.keys):

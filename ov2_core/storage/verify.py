@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
 
+from ov2_core.rounds import PLAN_DIR, Rounds, list_rounds
 from ov2_core.storage.check_shard import check_shard, read_or_none
 from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store
@@ -47,10 +48,11 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
     """
     errors = Errors()
     totals = Totals()
-    plan = _load_plan(store, errors)
+    rounds = _load_rounds(store, errors)
     features = _feature_config(store, errors)
-    ledger = Ledger.load(store, errors) if plan is not None else None
-    _add_plan_quarantine(store, ledger, totals, errors)
+    ledger = Ledger.load(rounds, errors) if rounds is not None else None
+    for number in range(1 if rounds is None else len(rounds.records) + 1):
+        _add_fallen(store, rounds, number, ledger, totals, errors)
 
     tars = store.list_sizes(SHARDS_DIR)
     shards = committed_shards(store)
@@ -67,7 +69,7 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
             errors.extend(found)
             if record is None:
                 continue
-            totals.add_commit(record)
+            totals.add_commit(record, record.quarantined if rounds is None else rounds.quarantined_of(record))
             if record.quarantined:
                 ledgers.add(f"{shard_name(record.shard)}.jsonl")
             if ledger is not None:
@@ -81,11 +83,11 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
         index.check_whole(counts, digests, errors)
         index.close()
     _check_strangers(store, tars, counts, ledgers, errors)
-    if plan is not None and ledger is not None:
-        ledger.check_sum(plan, set(shards), errors)
+    if rounds is not None and ledger is not None:
+        ledger.check_sum(rounds, set(shards), errors)
     return VerifyReport(
         ok=not errors.messages,
-        manifest_rows=plan.manifest_rows if plan is not None else 0,
+        manifest_rows=rounds.manifest_rows if rounds is not None else 0,
         committed=totals.committed,
         filtered=totals.filtered,
         quarantined=sum(totals.quarantined.values()),
@@ -168,14 +170,22 @@ class _Index:
             return cursor.fetchall()
 
 
-def _load_plan(store: Store, errors: Errors) -> PlanRecord | None:
+def _load_rounds(store: Store, errors: Errors) -> Rounds | None:
     try:
-        return PlanRecord.model_validate_json(store.read_bytes(PLAN_JSON))
+        plan = PlanRecord.model_validate_json(store.read_bytes(PLAN_JSON))
     except FileNotFoundError:
         errors.add(f"{store.url(PLAN_JSON)} is missing: no plan, so nothing to account for; run `ov2 plan` first")
+        return None
     except ValueError as error:
         errors.add(f"{PLAN_JSON} cannot be read ({first_line(error)}); run `ov2 plan` into a new folder")
-    return None
+        return None
+    try:
+        rounds = Rounds(store, plan, list_rounds(store))
+        len(rounds.taken)
+    except (OSError, ValueError) as error:
+        errors.add(f"{PLAN_DIR}/round-*: a round cannot be read ({first_line(error)}); restore its files")
+        return Rounds(store, plan, [])
+    return rounds
 
 
 def _feature_config(store: Store, errors: Errors) -> FeatureConfig | None:
@@ -197,21 +207,26 @@ def _for_features(text: str) -> str:
     return text
 
 
-def _add_plan_quarantine(store: Store, ledger: Ledger | None, totals: Totals, errors: Errors) -> None:
+def _add_fallen(
+    store: Store, rounds: Rounds | None, number: int, ledger: Ledger | None, totals: Totals, errors: Errors
+) -> None:
+    """Rows that fell while the plan (0) or a round was planned."""
+    rel = PLAN_QUARANTINE if number == 0 or rounds is None else rounds.records[number - 1].fallen
     try:
-        file = store.open_read(PLAN_QUARANTINE)
+        file = store.open_read(rel)
     except FileNotFoundError:
         return
     with file:
-        for number, text in enumerate(file, start=1):
+        for place, text in enumerate(file, start=1):
             try:
                 row = QuarantineRow.model_validate_json(text)
             except ValueError as error:
-                errors.add(f"{PLAN_QUARANTINE}:{number}: {first_line(error)}; plan again into a new folder")
+                errors.add(f"{rel}:{place}: {first_line(error)}; plan again into a new folder")
                 continue
-            totals.quarantined[row.reason] += 1
+            if rounds is None or not rounds.is_history(row.line, number):
+                totals.quarantined[row.reason] += 1
             if ledger is not None:
-                ledger.add_fallen(row.line, errors)
+                ledger.add_fallen(row.line, errors, number=number)
 
 
 def _check_strangers(
