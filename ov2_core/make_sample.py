@@ -24,6 +24,7 @@ from ov2_core.media.frame_folder import list_frames, probe_frames, require_unifo
 from ov2_core.media.image import probe_image
 from ov2_core.media.probe import probe_video
 from ov2_core.plan import predict
+from ov2_core.redact import redacted
 from ov2_core.storage.files import is_transient, open_source, retry_transient, source_identity
 from ov2_core.storage.writer import Member, encode_sample
 from ov2_core.tokenize_video import tokenize_frames, tokenize_image, tokenize_video
@@ -183,8 +184,9 @@ def quarantine_row(
     raw: str | None = None,
     attempts: int = 1,
 ) -> QuarantineRow:
-    """A ledger row whose text is valid Unicode and of bounded length. `row` can be replayed from any folder: it names its
-    id, and its medium absolutely."""
+    """A ledger row whose text is valid Unicode, of bounded length and without credentials. `row` can be replayed from any folder:
+    it names its id, and its medium absolutely."""
+    uri = None if uri is None else redacted(uri)
     if row is not None and uri is not None:
         row = row.model_copy(update={"id": id, "video" if row.video is not None else "image": uri})
     return QuarantineRow(
@@ -193,10 +195,10 @@ def quarantine_row(
         uri=uri,
         reason=reason,
         stage=stage,
-        message=message.encode("utf-8", "replace").decode()[:4000],
+        message=redacted(message.encode("utf-8", "replace").decode())[:4000],
         attempts=attempts,
         row=row,
-        raw=raw,
+        raw=None if raw is None else redacted(raw),
     )
 
 

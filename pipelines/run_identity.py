@@ -15,6 +15,7 @@ import ov2_core
 import schemas
 from ov2_core import config as configs
 from ov2_core.config import RunConfig
+from ov2_core.redact import redacted
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import RUN_JSON
 from schemas.run import RunRecord
@@ -90,7 +91,7 @@ def make_run_record(config: RunConfig, *, manifest_uri: str, manifest_digest: st
         config_digest=configs.digest(config),
         code_version=code_version(),
         library_versions=library_versions(),
-        manifest_uri=manifest_uri,
+        manifest_uri=redacted(manifest_uri),
         manifest_digest=manifest_digest,
         created_unix_seconds=round(time.time(), 3),
     )

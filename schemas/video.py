@@ -27,7 +27,7 @@ class ManifestRow(Record):
 
     video: str | None = Field(default=None, min_length=1)
     image: str | None = Field(default=None, min_length=1)
-    id: str | None = Field(default=None, min_length=1)
+    id: str | None = Field(default=None, min_length=1, max_length=4096)
     start: float | None = Field(default=None, ge=0)
     end: float | None = Field(default=None, gt=0)
     frames_fps: float | None = Field(default=None, gt=0, le=1000)

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from ov2_core.data.row_files import RAW_CHARACTERS, condensed, read_lines, read_records
 from ov2_core.errors import BadItemError
+from ov2_core.redact import redacted, secret_in
 from ov2_core.storage.source import SOURCE_SCHEMES
 from schemas.video import ManifestRow
 
@@ -55,7 +56,9 @@ def read_manifest(uri: str) -> Iterator[ManifestItem]:
         return _guarded(uri, _read_csv)
     if path.endswith((".parquet", ".pq")):
         return _guarded(uri, _read_parquet)
-    raise ValueError(f"manifest {uri}: unknown format; expected a name ending in .jsonl, .jsonl.gz, .csv or .parquet")
+    raise ValueError(
+        f"manifest {redacted(uri)}: unknown format; expected a name ending in .jsonl, .jsonl.gz, .csv or .parquet"
+    )
 
 
 def manifest_digest(uri: str) -> str:
@@ -75,12 +78,14 @@ def resolve_uri(uri: str, manifest_uri: str) -> str:
     """An absolute path or URL. A relative one is relative to the manifest's folder; `file://` becomes a path.
 
     Raises:
-        BadItemError: refused_uri, for control characters, chained URLs (`a::b`) and schemes other than SOURCE_SCHEMES.
+        BadItemError: refused_uri, for control characters, chained URLs (`a::b`), schemes other than SOURCE_SCHEMES, and URLs that
+            hold credentials, of the manifest itself too.
     """
     if _CONTROL.search(uri):
         raise _refused(f"{uri!r} contains control characters")
     if len(uri) > 8192:
         raise _refused(f"the URI has {len(uri)} characters; at most 8192 are allowed")
+    _without_secret(uri)
     match = _SCHEME.match(uri)
     if match is not None:
         scheme = match[1].lower()
@@ -101,6 +106,7 @@ def resolve_uri(uri: str, manifest_uri: str) -> str:
         return posixpath.normpath(posixpath.join(posixpath.dirname(base), uri))
     if "::" in uri:
         raise _refused(f"{uri!r}: '::' is not read below {base}")
+    _without_secret(base)
     scheme, _, rest = base.partition("://")
     if scheme in ("http", "https"):
         return urljoin(base, uri)
@@ -118,6 +124,15 @@ def absolute_uri(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(uri)
 
 
+def _without_secret(uri: str) -> None:
+    secret = secret_in(uri)
+    if secret is not None:
+        raise _refused(
+            f"{uri}: holds {secret}, which would end in every plan, ledger and shard; give the plain URL and keep credentials in "
+            "the environment or in fsspec's config (a signed URL expires anyway: use s3://, gs:// or a local copy)"
+        )
+
+
 def _refused(message: str) -> BadItemError:
     return BadItemError("refused_uri", message, stage="manifest")
 
@@ -126,9 +141,9 @@ def _open(uri: str) -> IO[bytes]:
     try:
         file = fsspec.open(absolute_uri(uri), "rb").open()
     except FileNotFoundError:
-        raise ValueError(f"manifest {uri}: no such file") from None
+        raise ValueError(f"manifest {redacted(uri)}: no such file") from None
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"manifest {uri}: cannot be opened: {error}") from error
+        raise ValueError(redacted(f"manifest {uri}: cannot be opened: {error}")) from error
     if not isinstance(file, io.BufferedIOBase) or not hasattr(file, "peek"):
         file = io.BufferedReader(file)  # a remote file's own readline takes no limit
     return cast(IO[bytes], file)
@@ -143,7 +158,7 @@ def _guarded(uri: str, read: Any) -> Iterator[ManifestItem]:
             else:
                 yield from read(file, uri)
         except (OSError, EOFError) as error:
-            raise ValueError(f"manifest {uri}: cannot be read to its end: {error}") from error
+            raise ValueError(redacted(f"manifest {uri}: cannot be read to its end: {error}")) from error
 
 
 def _read_jsonl(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
@@ -182,7 +197,7 @@ def _read_parquet(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
                 value = _without_nulls(value)
                 yield _item(line, value, json.dumps(value, default=str).encode("utf-8", "surrogatepass"))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"manifest {uri}: not readable as Parquet after row {line}: {error}") from error
+        raise ValueError(redacted(f"manifest {uri}: not readable as Parquet after row {line}: {error}")) from error
 
 
 def _without_nulls(value: Any) -> Any:

@@ -7,6 +7,7 @@ Enters: a stored sample. Leaves: strings, with pad tokens abbreviated as `<|imag
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.redact import one_line
 from ov2_core.report.rebuild import block_sources, grid_blocks
 from ov2_core.storage.reader import StoredSample
 from schemas.tokens import Provenance, SampleRecord
@@ -86,7 +87,7 @@ def describe_sample(stored: StoredSample) -> str:
     rate = f", {record.fps:g} ticks a second" if record.fps else ""
     lines = [
         stored.key,
-        f"  id         {source.id}",
+        f"  id         {one_line(source.id)}",
         f"  source     {source.uri}{cut} (manifest line {source.manifest_line})",
         f"  media      {source.codec}, {source.width_px} x {source.height_px} px, {source.num_frames} frames, "
         f"{source.duration_seconds:.2f} s{rate}",
