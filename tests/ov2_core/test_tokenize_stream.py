@@ -106,11 +106,10 @@ def named(descriptor):
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="opens a pipe by its name in /proc")
 
 
-@pytest.mark.parametrize("policy", ["saliency", "evidence"])
 @pytest.mark.parametrize("name", sorted(ODDITIES))
-def test_stream_binds_every_block_of_odd_clips(tmp_path, name, policy):
+def test_stream_binds_every_block_of_odd_clips(tmp_path, name):
     clip = write_odd_clip(name, tmp_path)
-    config = TokenizerConfig(policy=policy)
+    config = TokenizerConfig(policy="saliency" if len(name) % 2 else "evidence")
     if clip.refused_as and clip.num_frames == 0:
         with pytest.raises(BadItemError) as caught:
             stream(str(clip.path), config=config)
@@ -254,15 +253,15 @@ def test_a_gap_ends_the_group_and_time_goes_on(tmp_path):
 def test_clocks_that_start_again_go_on_one_frame_later(tmp_path):
     parts = []
     for number in range(3):
-        write_canary_clip(tmp_path / f"{number}.ts", video_id=10 + number, num_frames=75, fps=25)
+        write_canary_clip(tmp_path / f"{number}.ts", video_id=10 + number, num_frames=50, fps=25)
         parts.append((tmp_path / f"{number}.ts").read_bytes())
     groups, stats = stream(io.BytesIO(b"".join(parts)), config=TokenizerConfig(policy="evidence"))
     assert stats.new_clocks == 2
-    assert stats.num_frames >= 3 * 75 - 4
+    assert stats.num_frames >= 3 * 50 - 4
     for group in groups:
         assert {canary.video_id for _, canary, _, _ in canaries(group)} == {10 + group.stretch}
         for t, canary, _, _ in canaries(group):
-            shown = (group.stretch * 75 + canary.frame) / 25
+            shown = (group.stretch * 50 + canary.frame) / 25
             assert group.start_seconds + t / group.fps == pytest.approx(shown, abs=0.15)
     assert [g.start_seconds for g in groups] == sorted(g.start_seconds for g in groups)
 
@@ -291,7 +290,7 @@ def test_an_endless_source_is_held_in_bounded_memory(tmp_path):
     path = tmp_path / "loop.h264"
     write_rope_clip(path, seed=2, seconds=1, width_px=112, height_px=84)
     held = []
-    for seconds in (20, 60):
+    for seconds in (10, 30):
         stats = StreamStats()
         count = 0
         config = TokenizerConfig(policy="evidence", area_px=56 * 84, max_candidates=24)
