@@ -23,6 +23,7 @@ from jobs.curriculum_commands import add_curriculum_commands
 from jobs.encode_command import add_encode_command
 from jobs.eval_commands import add_eval_commands
 from jobs.model_commands import add_model_commands, need_torch
+from jobs.run_commands import add_run_commands
 from jobs.spatial_command import add_spatial_command
 from jobs.stream_command import add_stream_command
 from jobs.summary import plan_text, tokenize_text, verify_text
@@ -415,11 +416,9 @@ def _options(workers: int | None, address: str | None, deadline_base: float, pro
 
 
 def _why_no_sample(store: Store, key: str) -> str:
-    from ov2_core.plan import iter_plan_quarantine
-    from ov2_core.storage.commit import iter_commits
+    from ov2_core.run_status import iter_failed
 
-    fallen = [row for record in iter_commits(store) for row in record.quarantined]
-    for row in [*iter_plan_quarantine(store), *fallen]:
+    for row in iter_failed(store):
         if row.id is not None and key in (row.id, key_of(row.id)):
             return f"{key}: quarantined as {row.reason}: {row.message}"
     return f"{store.root} has no sample {key!r}; keys stand in shards/*.tar, and ids in the manifest"
@@ -448,6 +447,7 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(EXIT_USAGE) from None
 
 
+add_run_commands(app, _errors)
 add_model_commands(app, _errors)
 add_stream_command(app, _errors)
 add_encode_command(app, _errors)

@@ -23,7 +23,7 @@ from ov2_core.config import RunConfig
 from ov2_core.data.manifest import absolute_uri, manifest_digest
 from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample, quarantine_planned
 from ov2_core.plan import group_by_shard, load_plan
-from ov2_core.rounds import Rounds, load_rounds
+from ov2_core.rounds import Rounds, list_rounds, load_rounds
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
@@ -125,8 +125,10 @@ def complete_run(
     if len(before) < rounds.num_shards:
         with session(options):
             _make_missing(rounds, config, options, before, counters, make)
-    # Every shard is committed now: an attempt that is still there belongs to nobody who could win.
-    collect_orphans(store)
+    # Every shard is committed now: an attempt that is still there belongs to nobody who could win; unless another process
+    # has begun a round meanwhile, which then sweeps for itself.
+    if len(list_rounds(store)) == len(rounds.records):
+        collect_orphans(store)
     write_index(store)
     return TokenizeSummary(
         num_shards=rounds.num_shards,

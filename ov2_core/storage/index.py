@@ -20,10 +20,10 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 
-from ov2_core.storage.commit import iter_commits
+from ov2_core.storage.commit import finish_commits, iter_commits, sidecar_bytes
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import INDEX_DIR, tar_rel
+from ov2_core.storage.layout import INDEX_DIR, sidecar_rel, tar_rel
 from schemas.shard import CommitRecord
 
 ENERGON_VERSION = "7.4.1"
@@ -79,6 +79,25 @@ def write_index(store: Store, commits: Mapping[int, CommitRecord] | None = None)
         store.write_bytes(rel, data)
     failpoint("after_index")
     return sum(counts.values())
+
+
+def rebuild_index(store: Store) -> tuple[int, int]:
+    """Writes the index and every tar's .idx anew from the commits, whatever stands there; no tar is read.
+
+    Returns (samples, .idx files that were missing or wrong). Commits whose tar was not published yet are finished first.
+    """
+    num_mended = finish_commits(store)
+    for record in iter_commits(store):
+        if record.tar_name is not None:
+            data, rel = sidecar_bytes(record), sidecar_rel(record.shard)
+            try:
+                right = store.read_bytes(rel) == data
+            except FileNotFoundError:
+                right = False
+            if not right:
+                store.write_bytes(rel, data)
+                num_mended += 1
+    return write_index(store), num_mended
 
 
 def index_texts(counts: Mapping[str, int], digests: Iterable[str]) -> dict[str, bytes]:
