@@ -9,7 +9,22 @@ pytest.importorskip("torch")
 
 from jobs.bench_headline import main, read_truth, regular_score, scores, shown_share
 
-SMALL = ["--clips", "5", "--held-out", "2", "--stills", "6", "--steps", "2", "--budgets", "4", "--seeds", "0"]
+SMALL = [
+    "--clips",
+    "5",
+    "--held-out",
+    "2",
+    "--stills",
+    "6",
+    "--still-steps",
+    "1",
+    "--steps",
+    "2",
+    "--budgets",
+    "4",
+    "--seeds",
+    "0",
+]
 SMALL += ["--side", "56", "--forms", "uniform,codec", "--workers", "0"]
 
 
