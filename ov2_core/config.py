@@ -14,11 +14,13 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast
 
 Mode = Literal["codec", "uniform", "still"]
 Policy = Literal["saliency", "evidence"]
 Normalisation = Literal["frame", "clip"]
+Subsampling = Literal["4:2:0", "4:4:4"]
 _Config = TypeVar("_Config")
 _FIXED = ("recipe", "name", "version")
 """Fields that say which recipe a config is."""
@@ -53,10 +55,12 @@ class GroupConfig:
             )
         if not 0 <= self.uniform_share <= 1:
             raise ValueError(f"groups.uniform_share must be in [0, 1], got {self.uniform_share}")
-        if self.median_window_frames < 3 or self.median_window_frames % 2 == 0:
-            raise ValueError(f"groups.median_window_frames must be odd and >= 3, got {self.median_window_frames}")
-        if self.spike_ratio <= 1:
-            raise ValueError(f"groups.spike_ratio must be > 1, got {self.spike_ratio}")
+        if not 3 <= self.median_window_frames <= 9999 or self.median_window_frames % 2 == 0:
+            raise ValueError(f"groups.median_window_frames must be odd and in 3..9999, got {self.median_window_frames}")
+        if not 1 < self.spike_ratio < math.inf:
+            raise ValueError(
+                f"groups.spike_ratio must be > 1 and finite, got {self.spike_ratio}; groups.snap_share 0 switches snapping off"
+            )
         if not 0 <= self.snap_share < 0.5:
             raise ValueError(f"groups.snap_share must be in [0, 0.5), got {self.snap_share}")
 
@@ -72,9 +76,13 @@ class ScoreConfig:
     """"frame": each map by its 95th percentile in the frame (published). "clip": by a running 99th percentile of the clip."""
 
     def __post_init__(self) -> None:
-        weights = (self.motion_weight, self.residual_weight, self.intra_weight)
-        if min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(f"score weights must be >= 0 and not all 0, got {weights}")
+        names = ("motion_weight", "residual_weight", "intra_weight")
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"score.{name} must be in 0..1e6, got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in names):
+            raise ValueError(f"one of {', '.join(f'score.{name}' for name in names)} must be > 0, got 0 for all")
+        _one_of("score.normalisation", self.normalisation, Normalisation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +97,10 @@ class EvidenceConfig:
     """Share of a group's budget that forced blocks may take; past it the weakest windows lose theirs."""
 
     def __post_init__(self) -> None:
-        if self.event_period_seconds < 0:
-            raise ValueError(f"evidence.event_period_seconds must be >= 0, got {self.event_period_seconds}")
+        if not 0 <= self.event_period_seconds < math.inf:
+            raise ValueError(
+                f"evidence.event_period_seconds must be >= 0 and finite, got {self.event_period_seconds}; 0 forces no events"
+            )
         if self.event_blocks < 1:
             raise ValueError(f"evidence.event_blocks must be >= 1, got {self.event_blocks}")
         if not 0 <= self.max_event_share <= 1:
@@ -119,7 +129,7 @@ class TokenizerConfig:
     saliency_candidates_per_canvas: int = 8
     """The same for policy "saliency", per canvas: choosing among fewer frames keeps the blocks of one event together."""
     jpeg_quality: int = 95
-    jpeg_subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0"
+    jpeg_subsampling: Subsampling = "4:2:0"
     max_source_px: int = 8192 * 8192
     """Larger sources are refused before decoding."""
     timestamp_decimal: int = 1
@@ -128,6 +138,9 @@ class TokenizerConfig:
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
 
     def __post_init__(self) -> None:
+        _one_of("mode", self.mode, Mode)
+        _one_of("policy", self.policy, Policy)
+        _one_of("jpeg_subsampling", self.jpeg_subsampling, Subsampling)
         for name in ("patch_px", "merge", "max_frames", "max_source_px"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -135,13 +148,22 @@ class TokenizerConfig:
             raise ValueError(f"patch_px must be even (motion is searched at half resolution), got {self.patch_px}")
         for name in ("area_px", "still_area_px"):
             if getattr(self, name) < self.block_px**2:
-                raise ValueError(f"{name} must hold one {self.block_px} px block, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must hold one block of patch_px * merge = {self.block_px} px ({self.block_px**2}), "
+                    f"got {getattr(self, name)}"
+                )
         if self.mode == "codec" and self.budget < self.groups.canvases_per_group:
             raise ValueError(
                 f"budget must be >= groups.canvases_per_group ({self.groups.canvases_per_group}) for mode codec, got {self.budget}"
             )
-        if self.budget < 0 or (self.mode == "uniform" and self.budget == 0 and not self.frames_by_seconds):
-            raise ValueError(f"budget must be > 0, got {self.budget}")
+        if self.budget < 0:
+            raise ValueError(f"budget must be > 0 (or 0 with mode uniform: by frames_by_seconds), got {self.budget}")
+        limits = [0.0, *(limit for limit, _ in self.frames_by_seconds), math.inf]
+        if any(not low < high for low, high in pairwise(limits)) or any(n < 1 for _, n in self.frames_by_seconds):
+            raise ValueError(
+                f"frames_by_seconds must be (seconds, frames) pairs, seconds ascending from above 0 and finite, frames >= 1, "
+                f"got {self.frames_by_seconds}"
+            )
         if self.max_candidates < self.groups.min_frames:
             raise ValueError(
                 f"max_candidates must be >= groups.min_frames ({self.groups.min_frames}), got {self.max_candidates}"
@@ -235,6 +257,11 @@ class RunConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
     text: TextConfig = field(default_factory=TextConfig)
+
+
+def _one_of(name: str, value: str, kind: Any) -> None:
+    if value not in typing.get_args(kind):
+        raise ValueError(f"{name} must be one of {', '.join(typing.get_args(kind))}, got {value!r}")
 
 
 def recipe(name: str) -> RunConfig:

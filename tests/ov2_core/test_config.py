@@ -2,7 +2,16 @@
 
 import pytest
 
-from ov2_core.config import EvidenceConfig, GroupConfig, TokenizerConfig, digest, recipe, with_overrides, with_settings
+from ov2_core.config import (
+    EvidenceConfig,
+    GroupConfig,
+    ScoreConfig,
+    TokenizerConfig,
+    digest,
+    recipe,
+    with_overrides,
+    with_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +81,44 @@ def test_overrides_name_the_bad_field(key, value):
 def test_config_refuses_impossible_values(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        *((f"{name}={value}", name) for name in (
+            "groups.spike_ratio", "groups.snap_share", "groups.uniform_share", "score.motion_weight", "score.residual_weight",
+            "score.intra_weight", "evidence.event_period_seconds", "evidence.max_event_share",
+        ) for value in ("nan", "inf", "-1")),
+        *((f"{name}={value}", name) for name in (
+            "budget", "patch_px", "merge", "max_frames", "area_px", "still_area_px", "max_candidates", "jpeg_quality",
+            "saliency_candidates_per_canvas", "max_source_px", "groups.canvases_per_group", "groups.min_frames",
+            "groups.median_window_frames", "evidence.event_blocks",
+        ) for value in ("0", "-1")),
+        ("budget=3", "budget"), ("patch_px=15", "patch_px"), ("patch_px=10000", "patch_px"), ("merge=10000", "merge"),
+        ("groups.canvases_per_group=5", "groups.min_frames"), ("groups.min_frames=97", "groups.min_frames"),
+        ("groups.median_window_frames=1000001", "groups.median_window_frames"), ("timestamp_decimal=7", "timestamp_decimal"),
+        ("frames_by_seconds=[[8,8],[4,16]]", "frames_by_seconds"), ("frames_by_seconds=[[8,0]]", "frames_by_seconds"),
+        ("frames_by_seconds=[[0,8]]", "frames_by_seconds"), ("mode=film", "mode"), ("policy=film", "policy"),
+    ],
+)  # fmt: skip
+def test_config_that_cannot_be_met_names_its_field(settings: str, field: str) -> None:
+    with pytest.raises(ValueError, match=field.rpartition(".")[2]) as caught:
+        with_settings(recipe("evidence-32").tokenizer, [settings])
+    assert str(caught.value).partition("got ")[0].count(field) >= 1 or "--set" in str(caught.value)
+
+
+def test_config_made_in_python_refuses_names_it_does_not_know() -> None:
+    for field, make in (
+        ("mode", lambda: TokenizerConfig(mode="film")),
+        ("policy", lambda: TokenizerConfig(policy="best")),
+        ("jpeg_subsampling", lambda: TokenizerConfig(jpeg_subsampling="4:1:1")),
+        ("score.normalisation", lambda: ScoreConfig(normalisation="none")),
+    ):
+        with pytest.raises(ValueError, match=f"{field} must be one of"):
+            make()
+    with pytest.raises(ValueError, match=r"score\.motion_weight.* > 0"):
+        ScoreConfig(motion_weight=0, residual_weight=0, intra_weight=0)
 
 
 @pytest.mark.parametrize("order", [1, -1])
