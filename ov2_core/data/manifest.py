@@ -13,6 +13,7 @@ import json
 import os
 import posixpath
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -157,7 +158,7 @@ def _guarded(uri: str, read: Any) -> Iterator[ManifestItem]:
                     yield from read(unzipped, uri)
             else:
                 yield from read(file, uri)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(redacted(f"manifest {uri}: cannot be read to its end: {error}")) from error
 
 

@@ -12,6 +12,7 @@ that is missing follows from the commit (finish_commits). Readers and the index 
 """
 
 import logging
+import re
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from schemas.shard import CommitRecord, CommittedSample, FilteredRow, Quarantine
 
 logger = logging.getLogger(__name__)
 _READ_BATCH = 32
+_COMMIT_NAME = re.compile(r"shard-([0-9]{6,18})\.json")
 
 
 def commit_shard(
@@ -149,8 +151,9 @@ def load_commit(store: Store, shard: int) -> CommitRecord:
 
 def committed_shards(store: Store) -> list[int]:
     """Numbers of the committed shards, ascending, by one listing: all that a resume needs to know what is left."""
-    names = [name for name in store.list(COMMITS_DIR) if name.startswith("shard-") and name.endswith(".json")]
-    return sorted(int(name.removeprefix("shard-").removesuffix(".json")) for name in names)
+    found = (_COMMIT_NAME.fullmatch(name) for name in store.list(COMMITS_DIR))
+    shards = {match.string: int(match[1]) for match in found if match is not None}
+    return sorted(shard for name, shard in shards.items() if commit_rel(shard).endswith(f"/{name}"))
 
 
 def iter_commits(store: Store) -> Iterator[CommitRecord]:
@@ -234,11 +237,19 @@ def _size_or_none(store: Store, rel: str) -> int | None:
         return None
 
 
+def _is_own_attempt(attempt: str | None, name: str) -> bool:
+    """What a commit calls its attempt is removed in the end, so it must be one."""
+    return attempt is None or re.fullmatch(rf"{ATTEMPTS_DIR}/{name}/[A-Za-z0-9_-]+\.tar", attempt) is not None
+
+
 def _parse(store: Store, shard: int, data: bytes) -> CommitRecord:
     try:
         record = CommitRecord.model_validate_json(data)
         if record.shard != shard:
             raise ValueError(f"it says shard {record.shard}")
+        name = shard_name(shard)
+        if record.tar_name not in (None, f"{name}.tar") or not _is_own_attempt(record.attempt, name):
+            raise ValueError(f"its files {record.tar_name!r}, {str(record.attempt)[:200]!r} are not those of {name}")
     except ValueError as error:
         raise ValueError(
             f"{store.url(commit_rel(shard))} cannot be read; remove it and run again to make shard {shard} anew: {error}"

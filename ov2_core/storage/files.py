@@ -97,18 +97,22 @@ class Store:
         )
 
     def read_range(self, rel: str, start: int, end: int) -> bytes:
-        """Bytes [start, end). Raises FileNotFoundError, and EOFError where the file is shorter than `end`."""
-        assert 0 <= start <= end
+        """Bytes [start, end). Raises FileNotFoundError, EOFError where the file is shorter than `end`, ValueError for no range."""
+        if not 0 <= start <= end:
+            raise ValueError(f"{self.url(rel)}: {start}..{end} is no range of bytes")
         if start == end:
             return b""
         if self.is_local:
             with open(self.local(rel), "rb") as file:
-                data = os.pread(file.fileno(), end - start, start)
-                while 0 < len(data) < end - start:
-                    more = os.pread(file.fileno(), end - start - len(data), start + len(data))
+                there = min(
+                    end, os.fstat(file.fileno()).st_size
+                )  # memory for what is there, not for what an index claims
+                data = b""
+                while start + len(data) < there:
+                    more = os.pread(file.fileno(), there - start - len(data), start + len(data))
                     if not more:
                         break
-                    data += more
+                    data = data + more if data else more
         else:
             data = self._retry(lambda: self.fs.cat_file(self._remote(rel), start=start, end=end))
         if len(data) != end - start:
@@ -373,9 +377,10 @@ class Store:
 
 
 def _parts(rel: str) -> Names:
+    """Raises ValueError for a path that could lead out of the store, whoever wrote it into a record or an index."""
     parts = [part for part in rel.split("/") if part]
-    assert not rel.startswith("/"), rel
-    assert ".." not in parts, rel
+    if rel.startswith("/") or ".." in parts or "\0" in rel:
+        raise ValueError(f"{rel!r} is no path below a run")
     return parts
 
 

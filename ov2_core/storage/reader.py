@@ -72,34 +72,54 @@ class ShardReader:
         """Raises FileNotFoundError where the run has no index."""
         self.store = Store(root, storage_options)
         self._db, self._folder = open_index(self.store)
-        self._tars = list(json.loads(self.store.read_bytes(INFO_JSON))["shard_counts"])
+        try:
+            self._tars = list(dict(json.loads(self.store.read_bytes(INFO_JSON))["shard_counts"]))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            self.close()
+            raise self._damaged(f"{INFO_JSON}: {type(error).__name__}: {error}") from error
 
     def keys(self) -> list[str]:
-        """Sample keys in the order of shards."""
-        return [key for (key,) in self._db.execute("SELECT sample_key FROM samples ORDER BY tar_file_id, sample_index")]
+        """Sample keys in the order of shards. This and all below: ValueError for a damaged index."""
+        return [str(key) for (key,) in self._rows("SELECT sample_key FROM samples ORDER BY tar_file_id, sample_index")]
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM samples").fetchone()[0])
+        return int(self._rows("SELECT count(*) FROM samples")[0][0])
 
     def __contains__(self, key: object) -> bool:
-        return self._db.execute("SELECT 1 FROM samples WHERE sample_key = ?", (key,)).fetchone() is not None
+        return bool(self._rows("SELECT 1 FROM samples WHERE sample_key = ?", (key,)))
 
     def read(self, key: str) -> StoredSample:
         """One sample by one range read. Raises KeyError for an unknown key."""
-        row = self._db.execute(
+        found = self._rows(
             "SELECT tar_file_id, sample_index, byte_offset, byte_size FROM samples WHERE sample_key = ?", (key,)
-        ).fetchone()
-        if row is None:
+        )
+        if not found:
             raise KeyError(f"no sample {key!r} in {self.store.root}; its keys are listed by keys()")
-        tar_id, index, offset, size = row
-        parts = self._db.execute(
+        tar_id, index, offset, size = found[0]
+        parts = self._rows(
             "SELECT part_name, content_byte_offset, content_byte_size FROM sample_parts "
             "WHERE tar_file_id = ? AND sample_index = ? ORDER BY content_byte_offset",
             (tar_id, index),
-        ).fetchall()
+        )
+        numbers = [tar_id, offset, size, *(number for _, start, length in parts for number in (start, length))]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers) or tar_id >= len(self._tars):
+            raise self._damaged(f"the place of sample {key!r} is no place")
+        if any(start < offset or start + length > offset + size for _, start, length in parts):
+            raise self._damaged(f"members of sample {key!r} lie outside it")
         data = self.store.read_range(self._tars[tar_id], offset, offset + size)
         members = [(name, data[start - offset : start - offset + length]) for name, start, length in parts]
         return StoredSample(key=key, tar_name=self._tars[tar_id], members=members)
+
+    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+            raise self._damaged(f"{INDEX_SQLITE}: {error}") from error
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(
+            f"the index of {self.store.root} is damaged ({what}): run `ov2 tokenize` on it again, which writes it anew"
+        )
 
     def __iter__(self) -> Iterator[StoredSample]:
         """Every committed sample, tar after tar, each read as a stream."""

@@ -39,6 +39,7 @@ Member = tuple[str, bytes]
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,72}")
 """72: with ".patch_positions_00000.npy" a name fits the 100 bytes of a ustar header."""
+_PART_PATTERN = re.compile(r"[a-z0-9_]+(\.[a-z0-9]+)?")
 
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d{1,9}), 3\), \} *\n", re.DOTALL
@@ -300,15 +301,21 @@ def iter_tar_members(file: BinaryIO) -> Iterator[tuple[str, TarPart, bytes]]:
 
     Raises:
         ValueError: not a tar, cut short (tarfile alone takes a cut between two members for the end), or a member that is
-            no file named KEY.part.
+            no plain file named KEY.part: a link, a folder, a name with a path in it, a sparse file (whose stated size is
+            made up of zeros as it is read).
     """
     counting = _CountingReader(file)
     try:
         with tarfile.open(fileobj=cast(Any, counting), mode="r|") as tar:
             for info in tar:
-                key, dot, name = info.name.partition(".")
-                if not info.isreg() or not key or not dot or not name:
-                    raise ValueError(f"member {info.name!r} is not a file named KEY.part")
+                key, _, name = info.name.partition(".")
+                if (
+                    not info.isreg()
+                    or info.issparse()
+                    or not KEY_PATTERN.fullmatch(key)
+                    or not _PART_PATTERN.fullmatch(name)
+                ):
+                    raise ValueError(f"member {info.name[:200]!r} is not a file named KEY.part")
                 extracted = tar.extractfile(info)
                 assert extracted is not None
                 data = extracted.read()
@@ -320,7 +327,7 @@ def iter_tar_members(file: BinaryIO) -> Iterator[tuple[str, TarPart, bytes]]:
             pass
         if counting.num_bytes < end:
             raise ValueError(f"the tar is cut short: {counting.num_bytes} of at least {end} bytes")
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, OverflowError) as error:
         raise ValueError(f"not a readable tar: {error}") from error
 
 
@@ -330,7 +337,7 @@ def _add_sample(tar: tarfile.TarFile, key: str, members: Sequence[Member]) -> Ta
     start = tar.offset
     parts: list[TarPart] = []
     for name, data in members:
-        if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9]+)?", name):
+        if not _PART_PATTERN.fullmatch(name):
             raise ValueError(f"sample {key!r}: bad member name {name!r}")
         info = tarfile.TarInfo(f"{key}.{name}")  # its defaults: mtime 0, uid and gid 0, no names
         info.size = len(data)
