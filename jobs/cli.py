@@ -329,6 +329,17 @@ def bench_headline(context: typer.Context) -> None:
 
 
 @bench_app.command(
+    "poison", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_poison(context: typer.Context) -> None:
+    """Damaged and lying files between good ones: every row ends, no innocent is lost. --help tells its options."""
+    with _errors():
+        from jobs.bench_poison import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
+@bench_app.command(
     "spatial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
 def bench_spatial(context: typer.Context) -> None:

@@ -70,7 +70,9 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
         raise BadItemError(
             "not_media", "none of the image formats read here begins like this; is it complete?"
         ) from None
-    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except Image.DecompressionBombError as error:  # Pillow's own limit, of twice Image.MAX_IMAGE_PIXELS
+        raise BadItemError("too_large", f"{error}; drop the row") from None
+    except (SyntaxError, ValueError) as error:
         if isinstance(error, BadItemError):
             raise
         raise BadItemError("not_media", f"Pillow reads no image from it ({error}); is it complete?") from None

@@ -203,6 +203,12 @@ def _demux(container: Any, stream: Any) -> _Packets:
 def _describe(
     container: Any, stream: Any, packets: _Packets, start_seconds: float | None, end_seconds: float | None
 ) -> VideoProbe:
+    if not stream.codec_context.width or not stream.codec_context.height:
+        raise BadItemError(
+            "no_decodable_frame",
+            "neither header nor first frame says how large the picture is; the file is damaged or no video",
+            stage="probe",
+        )
     flags: list[str] = []
     time_base = float(stream.time_base or Fraction(1, 1000))
     size = np.array(packets.size, np.int64)
