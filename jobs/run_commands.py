@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.summary import line_text, size_text, tokenize_text
+from ov2_core.redact import printable
 from ov2_core.rounds import is_replayable
 from ov2_core.run_status import RunStatus, iter_failed, read_status
 from ov2_core.storage.files import Store
@@ -81,7 +82,7 @@ def add_run_commands(app: typer.Typer, errors: Callable[[], AbstractContextManag
                 for row in rows:
                     print(row.model_dump_json())
             else:
-                print(failed_text(rows))
+                print(printable(failed_text(rows)))
 
     @app.command()
     def replay(

@@ -19,6 +19,7 @@ import typer
 
 from ov2_core.config import RunConfig, StreamConfig, digest, with_overrides, with_settings
 from ov2_core.config import recipe as named_recipe
+from ov2_core.redact import redacted
 from ov2_core.tokenize_stream import StreamGroup, StreamStats, join_groups, tokenize_stream
 
 EXIT_STOPPED, EXIT_INTERRUPTED = 4, 130
@@ -96,7 +97,7 @@ class GroupWriter:
             raise ValueError(f"{folder} holds the groups of another stream; give a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._config = folder, config
-        self._source = re.sub(r"//[^/@]*@", "//", source)  # no password of a camera in a sample
+        self._source = redacted(re.sub(r"//[^/@]*@", "//", source))  # no password of a camera in a sample
         self._name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
     def write(self, group: StreamGroup, line: str) -> None:

@@ -160,7 +160,8 @@ def test_terminal_sees_no_command_of_a_hostile_row(
     from jobs.cli import app
 
     id = "\x1b]0;owned\x07\x1b[2J"
-    store = run_of([{"video": str(clip_folder / "clip_0.mp4"), "id": id, "caption": "\x1b[31mred"}], tmp_path)
+    good = {"video": str(clip_folder / "clip_0.mp4"), "id": id, "caption": "\x1b[31mred"}
+    store = run_of([good, {"video": "nowhere.mp4", "id": "\x1b[2Jgone"}, {"video": "\x1b[2J.mp4"}], tmp_path)
     shown = typer.testing.CliRunner().invoke(app, ["inspect", store.root, id])
     assert shown.exit_code == 0, shown.output
     assert "\x1b" not in shown.output
@@ -169,3 +170,6 @@ def test_terminal_sees_no_command_of_a_hostile_row(
     assert missing.exit_code == 2
     assert "\x1b" not in missing.output
     assert SECRET not in missing.output
+    failed = typer.testing.CliRunner().invoke(app, ["failed", store.root])
+    assert failed.exit_code == 0, failed.output
+    assert "\x1b" not in failed.output
