@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import ray
+import ray.util.metrics
 
 from ov2_core.storage.files import Store
 from ov2_core.storage.invocations import invocation_rel
