@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
     if command == "demo":
         return run([str(BIN / "ov2"), "demo", *rest])
     if command == "test":
-        return run([python, "-m", "pytest", *rest])
+        spread = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup", "--no-loadscope-reorder"]
+        return run([python, "-m", "pytest", *spread, *rest])
     if command == "check":
         checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"]]
         return max(run([str(BIN / name), *options]) for name, *options in checks)

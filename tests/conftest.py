@@ -12,6 +12,16 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file's tests stay on one worker, and all files that start Ray on one, the first to be given work."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    ray_files = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in ray_files)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in ray_files else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """An embedded Ray of 2 CPUs for the whole session."""
