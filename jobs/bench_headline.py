@@ -3,10 +3,11 @@
 Enters: budgets, seeds, how many clips and steps. Leaves: mAP of JumpScore on held-out clips for each form of input, budget and
 seed: `codec` (policy saliency, the published method), `evidence`, `uniform`; a table and figures. At one budget all three have the
 same number of images of the same area, so of visual tokens. As in the published system one model reads them all, and learns from
-pictures before it learns from video: for each seed a model with random weights (ov2_core/model/miniature.py) is trained by the real
-trainer on stills of the rope, then on these and the same clips in every form at every budget, in equal parts, and answers
-greedily. Three numbers say what an answer is worth: the score of jumps at the training clips' mean rate, whatever is shown; that of
-the answers given to another clip; and the share of true jumps within 0.1 s of a time that the tokens show at all.
+pictures and few frames before many: for each seed a model with random weights (ov2_core/model/miniature.py) is trained by the real
+trainer on stills of the rope and the clips in every form at the least budget, then on stills and the same clips in every form at
+every budget, and answers greedily. Three numbers say what an answer is worth: the score of jumps at the training clips' mean rate,
+whatever is shown; that of the answers given to another clip; and the share of true jumps within 0.1 s of a time that the tokens
+show at all.
 
 Each result is written as soon as it stands, and the same command goes on where it was stopped. Seeds may be trained side by side by
 several commands on one folder whose data stand: `--seeds none` makes them.
@@ -61,8 +62,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=1400)
     parser.add_argument("--stills", type=int, default=12000)
     parser.add_argument("--held-out", type=int, default=150)
-    parser.add_argument("--still-steps", type=int, default=300, help="on stills alone, first")
-    parser.add_argument("--steps", type=int, default=1100, help="on clips and stills")
+    parser.add_argument("--first-steps", type=int, default=600, help="on stills and the least budget")
+    parser.add_argument("--steps", type=int, default=800, help="on stills and all budgets, after these")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a clip")
     parser.add_argument("--turns", default="0.7,1.4", help="least and most jumps a second")
     parser.add_argument("--side", type=int, default=84, help="of an image, in px")
@@ -88,25 +89,27 @@ def main(argv: Iterable[str] | None = None) -> int:
 
 def headline(args: argparse.Namespace) -> dict[str, Any]:
     """Makes, trains and scores what is not in the work folder yet; the report of all."""
-    places = [(form, int(budget)) for budget in args.budgets.split(",") for form in args.forms.split(",")]
+    budgets = sorted(int(text) for text in args.budgets.split(","))
+    places = [(form, budget) for budget in budgets for form in args.forms.split(",")]
+    stages, processor = (args.work / "stage-first", args.work / "stage"), args.work / "model-0"
     clips = {split: drawn(split, number, args) for split, number in (("train", args.clips), ("heldout", args.held_out))}
     runs = {
         split: {place: tokenized(folder, *place, args) for place in places}
         for split, folder in clips.items()
-        if args.seeds == "none" or split == "heldout" or not (args.work / "stage" / "stage.json").exists()
+        if args.seeds == "none" or split == "heldout" or not all((s / "stage.json").exists() for s in stages)
     }
-    stages, processor = (args.work / "stage-stills", args.work / "stage"), args.work / "model-0"
     stills = stills_run(args)
     seeds = [] if args.seeds == "none" else [int(text) for text in args.seeds.split(",")]
     for seed in {0, *seeds}:
         write_model(args.work / f"model-{seed}", seed, args)
     for stage in stages:
         if not (stage / "stage.json").exists():
-            build_stage(stage, [stills, *(runs["train"].values() if stage == stages[1] else ())], processor=processor)
+            shown = places if stage == stages[1] else [place for place in places if place[1] == places[0][1]]
+            build_stage(stage, [stills, *(runs["train"][place] for place in shown)], processor=processor)
     truth = read_truth(clips["heldout"])
     results = []
     for seed in seeds:
-        path = args.work / f"result-{seed}-{args.still_steps}-{args.steps}.json"
+        path = args.work / f"result-{seed}-{args.first_steps}-{args.steps}.json"
         if not path.exists():
             path.write_text(json.dumps(train_and_ask(stages, runs["heldout"], path.with_suffix(""), seed, args)))
         found = json.loads(path.read_text())
@@ -125,7 +128,7 @@ def headline(args: argparse.Namespace) -> dict[str, Any]:
         "clips": args.clips,
         "stills": args.stills,
         "held_out": args.held_out,
-        "steps": [args.still_steps, args.steps],
+        "steps": [args.first_steps, args.steps],
         "seconds": args.seconds,
         "turns": [float(text) for text in args.turns.split(",")],
         "side": args.side,
@@ -229,14 +232,14 @@ def _settings(args: argparse.Namespace) -> list[str]:
 def train_and_ask(
     stages: Sequence[Path], held_out: Mapping[tuple[str, int], Path], folder: Path, seed: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """A model from random weights on stills, then on all; its answers to the held-out clips in every form."""
+    """A model from random weights on one stage after the other; its answers to the held-out clips in every form."""
     from jobs.train_recipes import training
     from ov2_core.train.metrics import METRICS, read_lines
     from ov2_core.train.train import TrainOptions, train
 
     init, losses = args.work / f"model-{seed}", {}
     began = time.perf_counter()
-    for stage, steps in zip(stages, (args.still_steps, args.steps), strict=True):
+    for stage, steps in zip(stages, (args.first_steps, args.steps), strict=True):
         settings = [*SETTINGS, "save_every=100", "keep_last=1", f"schedule_steps={steps}", *_settings(args)]
         checkpoint = folder / stage.name
         options = TrainOptions(
@@ -318,7 +321,7 @@ def table_text(report: Mapping[str, Any]) -> str:
         f"Measured {report['date']} on {report['machine']}: {report['clips']} clips of {report['seconds']:g} s at "
         f"{report['side']} x {report['side']} px, {report['turns'][0]:g} to {report['turns'][1]:g} jumps a second, "
         f"{'hard' if report['hard'] else 'plain'}, and {report['stills']} stills; "
-        f"{report['steps'][0]} steps on stills, {report['steps'][1]} on all; "
+        f"{report['steps'][0]} steps on stills and the least budget, then {report['steps'][1]} on all; "
         f"{report['held_out']} held-out clips with {report['jumps']:.2f} jumps each; seeds {', '.join(map(str, seeds))}. "
         f"mAP over 0.1, 0.2 and 0.3 s. Jumps at the mean rate, unseen: {report['regular']:.3f}.",
         "",

@@ -16,7 +16,7 @@ SMALL = [
     "2",
     "--stills",
     "6",
-    "--still-steps",
+    "--first-steps",
     "1",
     "--steps",
     "2",
