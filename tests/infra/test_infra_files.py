@@ -17,8 +17,10 @@ from pipelines.observe import GAUGES
 
 INFRA = Path(__file__).parents[2] / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and path.suffix != ".pyc")
-TEXTS = [path for path in FILES if path.suffix in (".yaml", ".sbatch", ".md", "") and path.name != "constraints.txt"]
-COMMAND = re.compile(r"""ov2 [a-z]+(?: |$)(?:[^\n#;`|"]|"\$[A-Za-z]+"|"\$\{[^"]*")*""")
+TEXTS = [
+    path for path in FILES if path.suffix in (".yaml", ".sbatch", ".sh", ".md", "") and path.name != "constraints.txt"
+]
+COMMAND = re.compile(r"""ov2 [a-z]+(?: |$)(?:[^\n#;`|"]|"\$[A-Za-z]+[^"]*"|"\$\{[^"]*")*""")
 
 
 def commands(path: Path) -> Iterator[list[str]]:
@@ -151,7 +153,9 @@ def test_ray_manifests_are_what_kuberay_expects(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [INFRA / "slurm/tokenize.sbatch", INFRA / "skypilot/tokenize.yaml"], ids=lambda p: p.name
+    "path",
+    [INFRA / "slurm/tokenize.sbatch", INFRA / "ray_nodes.sh", INFRA / "skypilot/tokenize.yaml"],
+    ids=lambda p: p.name,
 )
 def test_scripts_pass_bash_n(path: Path, tmp_path: Path) -> None:
     scripts = [path.read_text()]
@@ -163,13 +167,6 @@ def test_scripts_pass_bash_n(path: Path, tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, timeout=20)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-
-
-def test_symmetric_run_takes_the_options_that_the_scripts_give_it() -> None:
-    from ray.scripts.symmetric_run import symmetric_run
-
-    known = {option for parameter in symmetric_run.params for option in parameter.opts}
-    assert {"--address", "--min-nodes"} <= known
 
 
 def test_dockerfile_has_both_targets_and_copies_what_the_package_needs() -> None:
