@@ -27,6 +27,13 @@ ALLOWED = {
 """The job that a driver sends its own workers, as Ray sends everything; and an Unpickler that lets a list of classes in."""
 
 
+def dotted(node: ast.expr) -> str:
+    """a.b.c of a name; what is no name counts as an empty one."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def findings(text: str, *, name: str = "x.py") -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         where = f"{name}:{getattr(node, 'lineno', 0)}"
@@ -36,13 +43,16 @@ def findings(text: str, *, name: str = "x.py") -> Iterator[str]:
                 modules.append((node.module or "").partition(".")[0])
             for module in FORBIDDEN_MODULES.intersection(modules) - ALLOWED.get(name, set()):
                 yield f"{where}: imports {module}"
-        used = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
-        if used.partition(".")[0] in FORBIDDEN_MODULES and used not in ALLOWED.get(name, set()):
+        named = (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in FORBIDDEN_MODULES
+        )
+        used = ast.unparse(node) if named else ""
+        if named and used not in ALLOWED.get(name, set()):
             yield f"{where}: uses {used}"
         if not isinstance(node, ast.Call):
             continue
-        called = ast.unparse(node.func)
-        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        called = dotted(node.func)
+        options = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg in SAFE_OPTIONS}
         if called in FORBIDDEN_CALLS:
             yield f"{where}: calls {called}"
         if called.endswith("torch.load") and options.get("weights_only") != "True":
