@@ -26,7 +26,7 @@ from jobs.model_commands import add_model_commands, need_torch
 from jobs.run_commands import add_run_commands
 from jobs.spatial_command import add_spatial_command
 from jobs.stream_command import add_stream_command
-from jobs.summary import plan_text, tokenize_text, verify_text
+from jobs.summary import estimate_lines, plan_text, tokenize_text, verify_text
 from jobs.train_command import add_train_commands
 from ov2_core.config import RunConfig, with_overrides
 from ov2_core.config import recipe as named_recipe
@@ -125,10 +125,23 @@ def plan(
     source_root: SourceRoots = None,
     fetch_host: FetchHosts = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the predictions, leave nothing in RUN.")] = False,
+    learn_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An earlier RUN: its predictions and outcome correct these, and give their spread; repeatable."
+        ),
+    ] = None,
+    price_per_cpu_hour: Annotated[
+        float | None, typer.Option(help="Print what the CPU hours cost, in your currency.", min=0)
+    ] = None,
 ) -> None:
     """Probe every source; predict tokens, bytes and CPU time; write RUN/plan."""
     with _errors():
+        from ov2_core.plan_errors import learn_ratios
+        from pipelines.options import available_cpus
         from pipelines.plan_videos import plan_videos
+
+        ratios = learn_ratios([Store(earlier) for earlier in learn_from]) if learn_from else {}
 
         allow_sources(roots=source_root, fetch_hosts=fetch_host)
         config, options = _config(recipe, set_), _options(workers, address, deadline_base, progress)
@@ -137,6 +150,8 @@ def plan(
             store = Store(where)
             record = plan_videos(manifest, store, config, options)
             print(plan_text(record, store, where=None if dry_run else out))
+        num_workers = workers or (available_cpus() if address is None else None)
+        print("\n".join(estimate_lines(record, ratios, num_workers=num_workers, price=price_per_cpu_hour)))
 
 
 @app.command()

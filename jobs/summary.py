@@ -1,9 +1,11 @@
 """Results as text for a terminal: aligned `name value` lines, plain enough to be searched."""
 
 import heapq
+from collections.abc import Mapping
 
 from ov2_core.features.layout import predict_bytes
 from ov2_core.plan import iter_plan_quarantine, iter_plan_rows
+from ov2_core.plan_errors import Ratio
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import QUARANTINE_DIR, SHARDS_DIR
 from pipelines.progress import duration_text
@@ -42,6 +44,43 @@ def plan_text(record: PlanRecord, store: Store, *, where: str | None) -> str:
             for row in costly
         ]
     return "\n".join(lines)
+
+
+def estimate_lines(
+    record: PlanRecord, ratios: Mapping[str, Ratio], *, num_workers: int | None, price: float | None
+) -> list[str]:
+    """CPU hours, wall time, tokens and bytes of a run of the plan; corrected and with a range where ratios were learnt.
+
+    num_workers: None where the cluster's size is not known. price: of a CPU hour.
+    """
+    predicted = {
+        "cpu_seconds": record.predicted_cpu_seconds,
+        "tokens": record.predicted_tokens,
+        "bytes": record.predicted_bytes,
+    }
+
+    def line(name: str, quantity: str, factor: float, unit: str, places: int) -> str:
+        value, ratio = predicted[quantity] * factor, ratios.get(quantity)
+        if ratio is None:
+            return line_text(name, f"{value:,.{places}f} {unit}")
+        low, high = value * ratio.low, value * ratio.high
+        middle = value * ratio.overall
+        return line_text(name, f"{middle:,.{places}f} {unit} ({low:,.{places}f} to {high:,.{places}f})")
+
+    lines = ["estimate:"]
+    lines.append(line("CPU", "cpu_seconds", 1 / 3600, "CPU hours", 3))
+    if num_workers:
+        lines.append(line("wall", "cpu_seconds", 1 / 3600 / num_workers, f"hours on {num_workers} workers", 3))
+    lines.append(line("size", "bytes", 1e-9, "GB", 3))
+    lines.append(line("tokens", "tokens", 1, "tokens", 0))
+    if price is not None:
+        lines.append(line("price", "cpu_seconds", price / 3600, f"at {price:g} a CPU hour", 2))
+    if ratios:
+        num_shards = next(iter(ratios.values())).num_shards
+        lines.append(f"    corrected by {num_shards} shards of earlier runs; ranges are their 10th to 90th percentile")
+    else:
+        lines.append("    constants fitted by hand; --learn-from RUN corrects them by an earlier run and gives ranges")
+    return lines
 
 
 def tokenize_text(summary: TokenizeSummary, found: VerifyReport, store: Store, report_path: str) -> str:
