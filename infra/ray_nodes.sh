@@ -12,7 +12,9 @@ if [ "$#" -lt 6 ] || [ "$5" != "--" ]; then
 fi
 head_ip=$1 port=$2 rank=$3 num_nodes=$4
 shift 5
-cpus=${OV2_NODE_CPUS:+--num-cpus=$OV2_NODE_CPUS}
+# Metrics are served by every node, with or without the dashboard: scrape HOST:OV2_METRICS_PORT.
+options=("--metrics-export-port=${OV2_METRICS_PORT:-8080}")
+[ -n "${OV2_NODE_CPUS:-}" ] && options+=("--num-cpus=$OV2_NODE_CPUS")
 
 if [ "$rank" != 0 ]; then
     for _ in $(seq 60); do
@@ -20,12 +22,12 @@ if [ "$rank" != 0 ]; then
         sleep 5
     done
     # Ends with the head, or with an error where there never was one; the command's own code is rank 0's.
-    ray start --address "$head_ip:$port" --block ${cpus:+"$cpus"} || true
+    ray start --address "$head_ip:$port" --block "${options[@]}" || true
     exit 0
 fi
 
 ray start --head --node-ip-address "$head_ip" --port "$port" --include-dashboard "${OV2_DASHBOARD:-false}" \
-    --block ${cpus:+"$cpus"} &
+    --block "${options[@]}" &
 node=$!
 command=
 trap '[ -n "$command" ] && kill -TERM "$command" 2>/dev/null' TERM

@@ -43,6 +43,8 @@ GAUGES = {
 }
 """{name: (description, tags)}. infra/monitoring draws them and raises alarms, under their names with `ray_` before."""
 
+_OF_THE_MOMENT = frozenset({"ov2_workers", "ov2_longest_task_seconds", "ov2_eta_seconds"})
+
 
 @contextlib.contextmanager
 def observed(
@@ -152,7 +154,8 @@ class _Metrics:
                 for name, (description, tags) in GAUGES.items()
             }
         for name, tags, value in gauge_values(self._counters, self._scheduler, now=time.monotonic()):
-            self._gauges[name].set(value, tags={"stage": self._counters.stage, **tags})
+            over = last and name in _OF_THE_MOMENT  # a driver that goes on to its next stage still exports this one's
+            self._gauges[name].set(0.0 if over else value, tags={"stage": self._counters.stage, **tags})
 
 
 def gauge_values(counters: Counters, scheduler: Scheduler, *, now: float) -> list[tuple[str, dict[str, str], float]]:
