@@ -54,7 +54,7 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of large pictures, and of odd tags in files that are odd
             with Image.open(source, formats=IMAGE_FORMATS) as image:
                 codec = (image.format or "unknown").lower()
                 if image.width * image.height > max_source_px:
