@@ -78,7 +78,7 @@ class _Record:
     def __init__(self, store: Store | None, counters: Counters, scheduler: Scheduler) -> None:
         self._store, self._counters, self._scheduler = store, counters, scheduler
         self._began = round(time.time(), 3)
-        self._rel = invocation_rel(f"{int(self._began):012d}-{uuid.uuid4().hex[:8]}")
+        self._rel = invocation_rel(f"{int(self._began * 1000):015d}-{uuid.uuid4().hex[:8]}")
         self._next = 0.0
         self._complained = False
 

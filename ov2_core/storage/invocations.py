@@ -17,11 +17,11 @@ def invocation_rel(name: str) -> str:
 
 
 def load_invocations(store: Store, *, last: int = 50) -> list[InvocationRecord]:
-    """The youngest `last` by their begin, oldest first. Names begin with that time, so one listing tells which."""
+    """The youngest `last` by their begin, oldest first. Names begin with its milliseconds, so one listing tells which."""
     names = [name for name in store.list(INVOCATIONS_DIR) if name.endswith(".json")][-last:]
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError, ValueError):
             data = store.read_bytes(f"{INVOCATIONS_DIR}/{name}")
             found.append(InvocationRecord.model_validate_json(data))
-    return found
+    return sorted(found, key=lambda record: record.began_unix_seconds)
