@@ -41,7 +41,8 @@ from pipelines.tokenize_videos import tokenize_videos
 
 log = logging.getLogger(__name__)
 
-RECIPES = {"uniform": "uniform", "codec": "codec", "evidence": "evidence"}
+FORMS = ("uniform", "codec", "evidence")
+"""Recipes are named after them."""
 BEGIN, END = "<!-- bench headline: begin -->", "<!-- bench headline: end -->"
 DECIMALS = 1
 """Of all times that the model reads and writes; truth that it is scored by is exact."""
@@ -73,8 +74,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="write the table between its markers in this file")
     parser.add_argument("--figures", type=Path, help="folder for figures of the result (SVG)")
     args = parser.parse_args(None if argv is None else list(argv))
-    if unknown := set(args.forms.split(",")) - set(RECIPES):
-        raise ValueError(f"--forms must be of {', '.join(RECIPES)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(args.forms.split(",")) - set(FORMS):
+        raise ValueError(f"--forms must be of {', '.join(FORMS)}, got {', '.join(sorted(unknown))}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     report = headline(args)
     if not report["results"]:
@@ -191,7 +192,7 @@ def stills_run(args: argparse.Namespace) -> Path:
 
 def tokenized(clips: Path, form: str, budget: int, args: argparse.Namespace) -> Path:
     """RUN of the clips, beside them."""
-    return _tokens(clips, clips.parent / f"{clips.name}-{form}-{budget}", f"{RECIPES[form]}-{budget}", args)
+    return _tokens(clips, clips.parent / f"{clips.name}-{form}-{budget}", f"{form}-{budget}", args)
 
 
 def _tokens(folder: Path, run: Path, name: str, args: argparse.Namespace) -> Path:

@@ -1,6 +1,5 @@
 """Spatial questions from scenes on an object store into a run there: the same records as from a local folder."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,31 +18,6 @@ from pipelines.options import RunOptions
 pytestmark = pytest.mark.s3
 INLINE = RunOptions(workers=0, progress="off")
 RECIPE = SpatialRecipe(questions_per_type=2, scenes_per_shard=2)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """s3://rooms on a moto server that this process's environment names."""
-    pytest.importorskip("moto")
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem(endpoint_url=endpoint, key="test", secret="test-secret").mkdir("rooms")
-        yield "s3://rooms"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_scenes_on_s3_give_the_questions_of_local_ones(bucket: str, tmp_path: Path) -> None:

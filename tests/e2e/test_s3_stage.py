@@ -1,6 +1,5 @@
 """A curriculum on an object store: token run, stage and loader at s3://, the same packs as on local disk."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,6 @@ from ov2_core.storage.files import Store
 from pipelines.build_curriculum import CurriculumOptions, build_curriculum
 
 pytestmark = pytest.mark.s3
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """s3://stages on a moto server that this process's environment names."""
-    pytest.importorskip("moto")
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem(endpoint_url=endpoint, key="test", secret="test-secret").mkdir("stages")
-        yield "s3://stages"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.mark.parametrize("materialize", [False, True])
