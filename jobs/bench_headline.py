@@ -31,7 +31,7 @@ from jobs.bench_markdown import write_section
 from ov2_core.config import recipe, with_overrides, with_settings
 from ov2_core.evals.bootstrap import mean_interval
 from ov2_core.evals.curves import CurvePoint, draw_curves
-from ov2_core.evals.jump_clips import write_jump_clips
+from ov2_core.evals.jump_dataset import write_jump_clips
 from ov2_core.evals.jump_stills import QUESTION, write_jump_stills
 from ov2_core.evals.jumpscore import PROMPT, parse_times, score_times
 from ov2_core.storage.files import Store

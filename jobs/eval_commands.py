@@ -243,7 +243,7 @@ def add_eval_commands(app: typer.Typer, errors: Callable[[], AbstractContextMana
     ) -> None:
         """Make JumpScore-like clips: rope jumpers with event times exact to a frame."""
         with errors():
-            from ov2_core.evals.jump_clips import write_jump_clips
+            from ov2_core.evals.jump_dataset import write_jump_clips
 
             try:
                 rate = Fraction(fps) if fps is not None else None

@@ -1,6 +1,6 @@
-"""Clips like JumpScore's with truth exact to a frame: people who jump a rope before many cameras.
+"""Scenes like JumpScore's with truth exact to a frame: people who jump a rope before many cameras.
 
-Enters: a seed, a split, sizes. Leaves: video files, a manifest whose rows carry the conversation, and truth.jsonl for `ov2 eval`.
+Enters: a seed, a split, sizes. Leaves: a scene, its frames and events; jump_dataset.py writes them as files.
 One turn of the rope: behind the legs (phase 0), up behind the back, over the head (1/2), down in front, under the feet, behind the
 legs again (1). A jump starts in the frame in which the rope, having passed under the feet, first stands behind the legs: phases
 are whole there, linear in between, and event frames are drawn first, so truth has no rounding. In a miss the rope stops at the
@@ -13,19 +13,16 @@ colours, sizes of the figure, frame rates and grain of the background; tempi and
 H x W pixels of a frame; world coordinates are pixels of the unmoved camera's frame.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from ov2_core.evals.clips import RGB, texture, write_clip
-from ov2_core.evals.jumpscore import PROMPT, format_times
+from ov2_core.evals.clips import RGB, texture
 
 Split = Literal["train", "heldout"]
 Camera = Literal["static", "panning", "shaking", "zooming"]
@@ -306,67 +303,6 @@ def event_box(scene: JumpScene, frame: int) -> tuple[int, int, int, int]:
     x0, x1 = (int(np.clip(v, 0, scene.width_px)) for v in (np.floor(min(xs)), np.ceil(max(xs))))
     y0, y1 = (int(np.clip(v, 0, scene.height_px)) for v in (np.floor(min(ys)), np.ceil(max(ys))))
     return x0, y0, x1, y1
-
-
-def write_jump_clips(
-    folder: str | Path,
-    *,
-    num_clips: int,
-    split: Split,
-    seed: int = 0,
-    timestamp_decimal: int = 2,
-    on_clip: Callable[[int], None] = lambda number: None,
-    **scene_options: Any,
-) -> tuple[Path, Path]:
-    """Clips of seeds seed x 1,000,000 onwards; returns manifest.jsonl (rows with messages) and truth.jsonl.
-
-    Args:
-        on_clip: called with the number of clips written so far.
-        scene_options: as `draw_scene`.
-
-    Raises:
-        ValueError: no clips, more than 1,000,000, or as `draw_scene`.
-    """
-    if not 1 <= num_clips <= 1_000_000 or seed < 0:
-        raise ValueError(f"expected 1 to 1,000,000 clips and a seed >= 0, got {num_clips} and {seed}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, truths = [], []
-    for number in range(seed * 1_000_000, seed * 1_000_000 + num_clips):
-        scene = draw_scene(number, split, **scene_options)
-        name = f"jump-{split}-{number:08d}"
-        options = {"crf": str(scene.crf)}
-        write_clip(folder / f"{name}.mp4", scene_frames(scene), fps=scene.fps, options=options)
-        answer = format_times(scene.event_seconds, decimals=timestamp_decimal)
-        messages = [
-            {"role": "user", "content": f"<video>\n{PROMPT}"},
-            {"role": "assistant", "content": answer},
-        ]
-        rows.append({"video": f"{name}.mp4", "id": name, "messages": messages, "tags": scene.tags})
-        truths.append({"id": name, "video": f"{name}.mp4", "question": PROMPT, "answer": answer} | _truth_fields(scene))
-        on_clip(len(rows))
-    paths = folder / "manifest.jsonl", folder / "truth.jsonl"
-    for path, lines in zip(paths, (rows, truths), strict=True):
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return paths
-
-
-def _truth_fields(scene: JumpScene) -> dict[str, Any]:
-    frames = scene.main.rope.event_frames
-    return {
-        "camera": scene.camera,
-        "tags": scene.tags,
-        "split": scene.split,
-        "fps": str(scene.fps),
-        "num_frames": scene.num_frames,
-        "duration_seconds": float(scene.num_frames / scene.fps),
-        "width_px": scene.width_px,
-        "height_px": scene.height_px,
-        "event_frames": list(frames),
-        "event_seconds": [round(second, 6) for second in scene.event_seconds],
-        "event_boxes_xyxy_px": [event_box(scene, frame) for frame in frames],
-        "miss_frames": list(scene.main.rope.miss_frames),
-    }
 
 
 # -------------------------------------------------------------------------------- drawing of lots

@@ -19,8 +19,8 @@ from ov2_core.evals.jump_clips import (
     event_box,
     rope_pixels,
     scene_frames,
-    write_jump_clips,
 )
+from ov2_core.evals.jump_dataset import write_jump_clips
 from ov2_core.evals.jumpscore import score_times
 from ov2_core.evals.suites import SUITES
 from ov2_core.tokenize_video import tokenize_video
