@@ -4,7 +4,7 @@ Enters: budgets, seeds, how many clips and steps. Leaves: mAP of JumpScore on he
 seed: `codec` (policy saliency, the published method), `evidence`, `uniform`; a table and figures. At one budget all three have the
 same number of images of the same area, so of visual tokens. As in the published system one model reads them all, and learns from
 pictures and few frames before many: for each seed a model with random weights (ov2_core/model/miniature.py) is trained by the real
-trainer on stills of the rope and the clips in every form at the middle budget, then on stills and the same clips in every form at
+trainer on stills of the rope and the clips in every form at the first budgets, then on stills and the same clips in every form at
 every budget, and answers greedily. Three numbers say what an answer is worth: the score of jumps at the training clips' mean rate,
 whatever is shown; that of the answers given to another clip; and the share of true jumps within 0.1 s of a time that the tokens
 show at all.
@@ -61,9 +61,10 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--budgets", default="4,8,16", help="images of a clip")
     parser.add_argument("--seeds", default="0,1,2", help="of weights and order; none: only make the data")
     parser.add_argument("--clips", type=int, default=1400)
-    parser.add_argument("--stills", type=int, default=8000)
+    parser.add_argument("--stills", type=int, default=12000)
     parser.add_argument("--held-out", type=int, default=150)
-    parser.add_argument("--first-steps", type=int, default=800, help="on stills and the middle budget")
+    parser.add_argument("--first-budgets", default="4,8", help="images of a clip in the first stage")
+    parser.add_argument("--first-steps", type=int, default=800, help="on stills and the first budgets")
     parser.add_argument("--steps", type=int, default=800, help="on stills and all budgets, after these")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a clip")
     parser.add_argument("--turns", default="0.7,1.4", help="least and most jumps a second")
@@ -92,6 +93,7 @@ def headline(args: argparse.Namespace) -> dict[str, Any]:
     """Makes, trains and scores what is not in the work folder yet; the report of all."""
     budgets = sorted(int(text) for text in args.budgets.split(","))
     places = [(form, budget) for budget in budgets for form in args.forms.split(",")]
+    first = {int(text) for text in args.first_budgets.split(",")}
     stages, processor = (args.work / "stage-first", args.work / "stage"), args.work / "model-0"
     clips = {split: drawn(split, number, args) for split, number in (("train", args.clips), ("heldout", args.held_out))}
     runs = {
@@ -105,9 +107,7 @@ def headline(args: argparse.Namespace) -> dict[str, Any]:
         write_model(args.work / f"model-{seed}", seed, args)
     for stage in stages:
         if not (stage / "stage.json").exists():
-            shown = (
-                places if stage == stages[1] else [place for place in places if place[1] == budgets[len(budgets) // 2]]
-            )
+            shown = places if stage == stages[1] else [place for place in places if place[1] in first]
             build_stage(stage, [stills, *(runs["train"][place] for place in shown)], processor=processor)
     truth = read_truth(clips["heldout"])
     results = []
@@ -131,6 +131,7 @@ def headline(args: argparse.Namespace) -> dict[str, Any]:
         "clips": args.clips,
         "stills": args.stills,
         "held_out": args.held_out,
+        "first_budgets": sorted(first),
         "steps": [args.first_steps, args.steps],
         "seconds": args.seconds,
         "turns": [float(text) for text in args.turns.split(",")],
@@ -243,7 +244,9 @@ def train_and_ask(
     init, losses = args.work / f"model-{seed}", {}
     began = time.perf_counter()
     for stage, steps in zip(stages, (args.first_steps, args.steps), strict=True):
-        settings = [*SETTINGS, "save_every=100", "keep_last=1", f"schedule_steps={steps}", *_settings(args)]
+        # The rate shall not fall while nothing is learned: of the first stage's cosine only the first half is walked.
+        schedule = f"schedule_steps={2 * steps if stage == stages[0] else steps}"
+        settings = [*SETTINGS, "save_every=100", "keep_last=1", schedule, *_settings(args)]
         checkpoint = folder / stage.name
         options = TrainOptions(
             stage=str(stage), init=str(init), out=str(checkpoint), max_steps=steps, seed=seed, resume=True
@@ -324,7 +327,8 @@ def table_text(report: Mapping[str, Any]) -> str:
         f"Measured {report['date']} on {report['machine']}: {report['clips']} clips of {report['seconds']:g} s at "
         f"{report['side']} x {report['side']} px, {report['turns'][0]:g} to {report['turns'][1]:g} jumps a second, "
         f"{'hard' if report['hard'] else 'plain'}, and {report['stills']} stills; "
-        f"{report['steps'][0]} steps on stills and the middle budget, then {report['steps'][1]} on all; "
+        f"{report['steps'][0]} steps on stills and {' and '.join(map(str, report['first_budgets']))} images, "
+        f"then {report['steps'][1]} on all; "
         f"{report['held_out']} held-out clips with {report['jumps']:.2f} jumps each; seeds {', '.join(map(str, seeds))}. "
         f"mAP over 0.1, 0.2 and 0.3 s. Jumps at the mean rate, unseen: {report['regular']:.3f}.",
         "",
