@@ -6,12 +6,14 @@ Here the kernels of tokenizer/ and signals/ meet media/; tokenize_video.py and t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ov2_core.config import TokenizerConfig
-from ov2_core.media.decode import Scaler
+from ov2_core.media.decode import LumaReader, Scaler
+from ov2_core.signals.cells import CellGrid
 from ov2_core.signals.frame import SignalExtractor
 from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
 from ov2_core.tokenizer.frames import fit_size
@@ -56,20 +58,37 @@ class CanvasLayout:
             full_chroma=config.jpeg_subsampling == "4:4:4",
         )
 
+    def cells(self, rotation_degrees: int) -> "CellReader":
+        """From decoded frames to what the signals are computed on."""
+        turns = rotation_degrees // 90
+        rows, columns = (self.columns, self.rows) if turns % 2 else (self.rows, self.columns)
+        return CellReader(CellGrid(rows=rows, columns=columns, turns=turns), LumaReader())
+
     def extractor(
         self, *, coded_height_px: int, coded_width_px: int, rotation_degrees: int, config: TokenizerConfig
     ) -> SignalExtractor:
         """Signals of this size's frames."""
         return SignalExtractor(
-            height_px=self.height,
-            width_px=self.width,
+            rows=self.rows,
+            columns=self.columns,
+            block_px=config.block_px,
             coded_height_px=coded_height_px,
             coded_width_px=coded_width_px,
-            patch_px=config.patch_px,
-            merge=config.merge,
             turns=rotation_degrees // 90,
             features=config.policy == "evidence",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CellReader:
+    """Cells (signals/cells.py) of decoded frames."""
+
+    grid: CellGrid
+    luma: LumaReader
+
+    def __call__(self, frame: Any) -> npt.NDArray[np.float32]:
+        """[rows * 7, columns * 7], upright, of an av.VideoFrame."""
+        return self.grid(*self.luma(frame))
 
 
 def pack_group(

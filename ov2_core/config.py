@@ -93,7 +93,13 @@ class EvidenceConfig:
     """In every such window of a group the most moving blocks are forced in. 0 switches forced events off."""
     event_blocks: int = 4
     """Blocks forced in a window, all from one frame."""
-    max_event_share: float = 0.5
+    event_region_blocks: int = 14
+    """In the most active windows as many, as far as max_event_share goes and max_region_loss lets it."""
+    max_region_loss: float = 0.2
+    """By what share the held error may rise for event_region_blocks in place of event_blocks; past it there are fewer."""
+    coherence: float = 0.5
+    """By what share an update in a frame with forced blocks is cheaper than elsewhere: 0..0.95."""
+    max_event_share: float = 0.65
     """Share of a group's budget that forced blocks may take; past it the weakest windows lose theirs."""
 
     def __post_init__(self) -> None:
@@ -103,6 +109,15 @@ class EvidenceConfig:
             )
         if self.event_blocks < 1:
             raise ValueError(f"evidence.event_blocks must be >= 1, got {self.event_blocks}")
+        if self.event_region_blocks < self.event_blocks:
+            raise ValueError(
+                f"evidence.event_region_blocks must be >= evidence.event_blocks ({self.event_blocks}), "
+                f"got {self.event_region_blocks}"
+            )
+        if not 0 <= self.max_region_loss < math.inf:
+            raise ValueError(f"evidence.max_region_loss must be >= 0 and finite, got {self.max_region_loss}")
+        if not 0 <= self.coherence <= 0.95:
+            raise ValueError(f"evidence.coherence must be in [0, 0.95], got {self.coherence}")
         if not 0 <= self.max_event_share <= 1:
             raise ValueError(f"evidence.max_event_share must be in [0, 1], got {self.max_event_share}")
 
@@ -128,6 +143,8 @@ class TokenizerConfig:
     """Frames of a group whose pixels are kept while it is open; bounds memory for long groups."""
     saliency_candidates_per_canvas: int = 8
     """The same for policy "saliency", per canvas: choosing among fewer frames keeps the blocks of one event together."""
+    max_step_seconds: float = 0.1
+    """Codec mode: frames that no other frame needs are not decoded where what is left is at most this far apart. 0: decode all."""
     jpeg_quality: int = 95
     jpeg_subsampling: Subsampling = "4:2:0"
     max_source_px: int = 8192 * 8192
@@ -170,6 +187,10 @@ class TokenizerConfig:
             )
         if self.saliency_candidates_per_canvas < 1:
             raise ValueError(f"saliency_candidates_per_canvas must be >= 1, got {self.saliency_candidates_per_canvas}")
+        if not 0 <= self.max_step_seconds < math.inf:
+            raise ValueError(
+                f"max_step_seconds must be >= 0 and finite, got {self.max_step_seconds}; 0 decodes every frame"
+            )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality must be in 1..100, got {self.jpeg_quality}")
         if not 0 <= self.timestamp_decimal <= 6:

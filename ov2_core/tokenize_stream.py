@@ -287,11 +287,12 @@ class _Stretch:
         self._source_size = shown_size(stream, width, height, rotation)
         self._layout = CanvasLayout.fit(*self._source_size, config)
         self._scaler = self._layout.scaler(rotation, config)
+        self._cells = self._layout.cells(rotation)
         self._extractor = self._layout.extractor(
             coded_height_px=height, coded_width_px=width, rotation_degrees=rotation, config=config
         )
         self._rates = [r for r in (stream.guessed_rate, stream.average_rate, stream.base_rate) if r]
-        self._waiting: AnchorQueue[tuple[LiveFrame, float, Any, Any]] = AnchorQueue()
+        self._waiting: AnchorQueue[tuple[LiveFrame, float, npt.NDArray[np.float32], Any, Any]] = AnchorQueue()
         self._first: list[tuple[LiveFrame, float, BlockSignals, Any]] = []
         """Until the rate is known."""
         self._groups: GroupStream | None = None
@@ -300,12 +301,13 @@ class _Stretch:
     def push(self, live: LiveFrame, seconds: float) -> list[StreamGroup]:
         """The next frame; its own pixels are let go."""
         frame = live.frame
-        item = (live, seconds, self._scaler.scaled(frame), motion_vectors(frame))
+        item = (live, seconds, self._cells(frame), motion_vectors(frame), self._scaler.scaled(frame))
         live.frame = None
         self._stats.num_frames += 1
         made: list[StreamGroup] = []
-        for (known, at, scaled, vectors), back, ahead in self._waiting.push(item, anchor=live.anchor):
-            made += self._signalled(known, at, scaled, vectors, back, ahead)
+        for (known, at, cells, vectors, scaled), back, ahead in self._waiting.push(item, anchor=live.anchor):
+            signals = self._extractor.extract(cells, vectors=vectors, frames_back=back, frames_ahead=ahead)
+            made += self._signalled(known, at, signals, scaled)
         held = len(self._waiting) + len(self._first) + (0 if self._groups is None else self._groups.num_held)
         self._stats.max_held_frames = max(self._stats.max_held_frames, held)
         return made
@@ -313,22 +315,19 @@ class _Stretch:
     def finish(self) -> list[StreamGroup]:
         """The stretch is over."""
         made: list[StreamGroup] = []
-        for (live, at, scaled, vectors), back, ahead in self._waiting.flush():
-            made += self._signalled(live, at, scaled, vectors, back, ahead)
+        for (live, at, cells, vectors, scaled), back, ahead in self._waiting.flush():
+            signals = self._extractor.extract(cells, vectors=vectors, frames_back=back, frames_ahead=ahead)
+            made += self._signalled(live, at, signals, scaled)
         if self._first:
             made += self._fitted()
         if self._groups is not None:
             made += self._packed(self._groups.cut())
         return made
 
-    def _signalled(
-        self, live: LiveFrame, seconds: float, scaled: Any, vectors: Any, back: int, ahead: int
-    ) -> list[StreamGroup]:
-        luma = self._scaler.luma(scaled)
-        signals = self._extractor.extract(luma, vectors=vectors, frames_back=back, frames_ahead=ahead)
+    def _signalled(self, live: LiveFrame, seconds: float, signals: BlockSignals, pixels: Any) -> list[StreamGroup]:
         if self._groups is not None:
-            return self._grouped(live, seconds, signals, scaled)
-        self._first.append((live, seconds, signals, scaled))
+            return self._grouped(live, seconds, signals, pixels)
+        self._first.append((live, seconds, signals, pixels))
         enough = seconds - self._start >= FIT_SECONDS or len(self._first) >= FIT_FRAMES
         return self._fitted() if enough or self.fps is not None else []
 
@@ -336,11 +335,13 @@ class _Stretch:
         """The rate is known now: what waited for it goes on."""
         if self.fps is None:
             self.fps = float(fit_timeline(np.array([s for _, s, _, _ in self._first]), self._rates).fps)
-        self._groups = GroupStream(num_blocks=self._layout.num_blocks, fps=self.fps, account=self._account)
+        self._groups = GroupStream(
+            rows=self._layout.rows, columns=self._layout.columns, fps=self.fps, account=self._account
+        )
         waited, self._first = self._first, []
         return [group for item in waited for group in self._grouped(*item)]
 
-    def _grouped(self, live: LiveFrame, seconds: float, signals: BlockSignals, scaled: Any) -> list[StreamGroup]:
+    def _grouped(self, live: LiveFrame, seconds: float, signals: BlockSignals, pixels: Any) -> list[StreamGroup]:
         assert self._groups is not None
         assert self.fps is not None
         self._tick = max(self._tick + 1, round((seconds - self._start) * self.fps))
@@ -350,7 +351,7 @@ class _Stretch:
             num_bytes=live.num_bytes,
             keyframe=live.keyframe,
             signals=signals,
-            pixels=scaled,
+            pixels=pixels,
         )
         return self._packed(self._groups.push(frame))
 

@@ -9,6 +9,7 @@ damaged file), the clip is tokenized again on the frames that do.
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ from ov2_core.canvas_layout import CanvasLayout, pack_group
 from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
-from ov2_core.media.decode import DecodeStats, Scaler, decode_frames, frames_collected, motion_vectors
+from ov2_core.media.decode import DecodeStats, decode_frames, frames_collected, motion_vectors
 from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, require_uniform
 from ov2_core.media.image import load_image
 from ov2_core.media.probe import VideoProbe, probe_video, restrict
@@ -59,11 +60,17 @@ def tokenize_video(
     clock.lap("probe")
     stats = DecodeStats()
     flags = set(probe.flags)
+    every_frame = False
     while True:
-        run = _tokenize_codec if config.mode == "codec" else _tokenize_uniform
-        result = run(source, probe, config, stats, clock)
+        if config.mode == "codec":
+            result = _tokenize_codec(source, probe, config, stats, clock, every_frame=every_frame)
+        else:
+            result = _tokenize_uniform(source, probe, config, stats, clock)
         if isinstance(result, TokenizedVideo):
             break
+        if result is None:
+            every_frame, stats = True, DecodeStats()
+            continue
         flags.add("undecodable_frames")
         if not len(result):
             raise BadItemError(
@@ -158,28 +165,69 @@ class _Clock:
 
 _Outcome = TokenizedVideo | npt.NDArray[np.int64]
 """A result, or the indices of the frames that decode where some do not."""
+MIN_DECODED_PER_CANVAS = 2
+"""Frames are passed over only where every group has this many left for each of its canvases."""
+
+
+def frames_to_decode(
+    probe: VideoProbe, starts: npt.NDArray[np.int64], config: TokenizerConfig
+) -> npt.NDArray[np.int64]:
+    """Which frames a codec tokenization looks at: all, or those that others need, where nothing is far from one of these.
+
+    Args:
+        starts: [G + 1] first frame of each group, which is always looked at, and the end.
+
+    Returns:
+        Ascending indices.
+    """
+    needed = ~probe.discardable_T
+    needed[starts[:-1]] = True
+    kept = np.flatnonzero(needed)
+    steps = np.diff(probe.seconds_T[kept], append=probe.seconds_T[-1])
+    fewest = np.diff(np.searchsorted(kept, starts)).min()
+    if steps.max() > config.max_step_seconds or fewest < MIN_DECODED_PER_CANVAS * config.groups.canvases_per_group:
+        return np.arange(probe.num_frames)
+    return kept
 
 
 def _tokenize_codec(
-    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock
-) -> _Outcome:
+    source: Source,
+    probe: VideoProbe,
+    config: TokenizerConfig,
+    stats: DecodeStats,
+    clock: _Clock,
+    *,
+    every_frame: bool,
+) -> _Outcome | None:
+    """None: something is damaged, and frames were passed over; they may be needed now."""
     groups = num_groups(probe.num_frames, config.budget, config.groups)
     if groups == 0:  # too short for one group: each frame is a canvas of its own
         every = np.arange(min(probe.num_frames, config.budget))
         return _tokenize_whole_frames(source, probe, every, config, stats, clock)
     starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
+    shown = np.arange(probe.num_frames) if every_frame else frames_to_decode(probe, starts, config)
+    whole = len(shown) == probe.num_frames
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
     scaler = layout.scaler(probe.rotation_degrees, config)
     per_group = config.groups.canvases_per_group
     images, positions = layout.empty(groups * per_group, config)
-    group, open_group, count = 0, _open_group(layout, probe, config, starts, 0), 0
-    signalled = _signalled_frames(source, probe, config, layout, scaler, stats, clock)
-    for index, signals, scaled in signalled:
-        if index != count:
-            return np.array([*range(count), index, *(i for i, *_ in signalled)], np.int64)
+    ends = np.searchsorted(shown, starts)
+    stands_for = np.diff(shown, append=probe.num_frames)
+    group, count = 0, 0
+    open_group = _open_group(layout, probe, config, ends, 0)
+    signalled = _signalled_frames(source, probe, config, layout, shown, stats, clock)
+    for index, signals, frame in signalled:
+        if index != shown[count]:
+            return np.array([*range(count), index, *(i for i, *_ in signalled)], np.int64) if whole else None
+        open_group.push(
+            int(probe.timeline.ticks_T[index]),
+            signals,
+            partial(scaler.scaled, frame),
+            stands_for=int(stands_for[count]),
+        )
+        del frame
         count += 1
-        open_group.push(int(probe.timeline.ticks_T[index]), signals, scaled)
-        if count == starts[group + 1]:
+        if count == ends[group + 1]:
             picks = open_group.close()
             clock.lap("select")
             here = slice(group * per_group, (group + 1) * per_group)
@@ -187,9 +235,9 @@ def _tokenize_codec(
             clock.lap("pack")
             group += 1
             if group < groups:
-                open_group = _open_group(layout, probe, config, starts, group)
-    if count < probe.num_frames:
-        return np.arange(count)
+                open_group = _open_group(layout, probe, config, ends, group)
+    if count < len(shown):
+        return np.arange(count) if whole else None
     cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
     share = np.add.reduceat(cost, starts[:-1]) / max(cost.sum(), 1.0)
     ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
@@ -208,11 +256,11 @@ def _tokenize_codec(
 
 
 def _open_group(
-    layout: CanvasLayout, probe: VideoProbe, config: TokenizerConfig, starts: npt.NDArray[np.int64], group: int
+    layout: CanvasLayout, probe: VideoProbe, config: TokenizerConfig, ends: npt.NDArray[np.intp], group: int
 ) -> OpenGroup:
-    """The group that takes the frames [starts[group], starts[group + 1])."""
-    count = int(starts[group + 1] - starts[group])
-    return OpenGroup(num_frames=count, num_blocks=layout.num_blocks, fps=probe.fps, config=config)
+    """The group that takes the decoded frames [ends[group], ends[group + 1])."""
+    count = int(ends[group + 1] - ends[group])
+    return OpenGroup(num_frames=count, rows=layout.rows, columns=layout.columns, fps=probe.fps, config=config)
 
 
 def _signalled_frames(
@@ -220,29 +268,32 @@ def _signalled_frames(
     probe: VideoProbe,
     config: TokenizerConfig,
     layout: CanvasLayout,
-    scaler: Scaler,
+    shown: npt.NDArray[np.int64],
     stats: DecodeStats,
     clock: _Clock,
 ) -> Iterator[tuple[int, BlockSignals, Any]]:
-    """Every decoded frame as (index, signals, pixels at canvas size)."""
+    """Every frame that is looked at as (index, signals, av.VideoFrame)."""
     extractor = layout.extractor(
         coded_height_px=probe.coded_height_px,
         coded_width_px=probe.coded_width_px,
         rotation_degrees=probe.rotation_degrees,
         config=config,
     )
+    cells = layout.cells(probe.rotation_degrees)
     with frames_collected() as collect:
-        for index, frame in decode_frames(source, probe, stats=stats, export_vectors=True):
+        frames = decode_frames(source, probe, stats=stats, wanted=shown.tolist(), seek=False, export_vectors=True)
+        previous = -1
+        for index, frame in frames:
             clock.lap("decode")
-            scaled = scaler.scaled(frame)
             back, ahead = probe.anchor_distance_T2[index].tolist()
             signals = extractor.extract(
-                scaler.luma(scaled), vectors=motion_vectors(frame), frames_back=back, frames_ahead=ahead
+                cells(frame), vectors=motion_vectors(frame), frames_back=back, frames_ahead=ahead, step=index - previous
             )
+            previous = index
+            clock.lap("signals")
+            yield index, signals, frame
             del frame
             collect()
-            clock.lap("signals")
-            yield index, signals, scaled
 
 
 def _tokenize_uniform(

@@ -1,12 +1,13 @@
 """Decoding: frames of a probed range, once, in presentation order, each with its index in the probe.
 
 One thread: frame threading makes error concealment depend on timing, and workers are parallel over videos anyway.
-Damaged packets are counted and passed over; what decodes is kept. `scaled` brings a frame to canvas size as planar 4:2:0 in
-one swscale call: that is cheaper than gray alone, its luma plane feeds the signals, and only frames whose pixels are wanted
-are turned to RGB (JPEG halves the chroma anyway).
+Damaged packets are counted and passed over; what decodes is kept. `Scaler` brings frames whose pixels may be wanted to canvas size
+as planar YUV in one swscale call; only those that are shown are turned to RGB (JPEG halves the chroma anyway). Decoded frames
+are not held back: a decoder that gets its buffers back at once works in warm memory (docs/LOG.md).
 """
 
 import gc
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -83,12 +84,6 @@ class Scaler:
         """The frame at (unturned) canvas size, planar YUV, area-averaged."""
         return self._scaler.reformat(frame, *self._size, self._format, interpolation="AREA", threads=1)
 
-    def luma(self, scaled: Any) -> npt.NDArray[np.uint8]:
-        """[H, W] upright luma of a scaled frame."""
-        plane = scaled.planes[0]
-        luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-        return np.ascontiguousarray(self.upright(luma))
-
     def rgb(self, scaled: Any) -> npt.NDArray[np.uint8]:
         """[H, W, 3] upright RGB of a scaled frame."""
         return self.upright(self._to_rgb.reformat(scaled, format="rgb24", threads=1).to_ndarray())
@@ -98,22 +93,47 @@ class Scaler:
         return np.ascontiguousarray(np.rot90(array, self._turns)) if self._turns else array
 
 
+_LUMA_FIRST = re.compile(
+    r"(?:yuvj?|yuva)4\d\dp(?P<bits>9|10|12|14|16)?(?:le)?|gray(?P<gray>9|10|12|14|16)?(?:le)?|nv(?:12|16|21)"
+)
+
+
+class LumaReader:
+    """Luma planes of decoded frames, as they are where they can be read, else converted. Keeps swscale's context."""
+
+    def __init__(self) -> None:
+        self._to_gray = VideoReformatter()
+
+    def __call__(self, frame: Any) -> tuple[npt.NDArray[Any], int]:
+        """([H, W] luma of an av.VideoFrame, bits of a value). A view of the frame where its first plane is luma alone."""
+        known = _LUMA_FIRST.fullmatch(frame.format.name)
+        if known is None:
+            frame = self._to_gray.reformat(frame, format="gray8", threads=1)
+        bits = 8 if known is None else int(known["bits"] or known["gray"] or 8)
+        plane = frame.planes[0]
+        luma = np.frombuffer(plane, np.uint8 if bits == 8 else np.dtype("<u2")).reshape(plane.height, -1)
+        return luma[:, : plane.width], bits
+
+
 def decode_frames(
     source: Source,
     probe: VideoProbe,
     *,
     stats: DecodeStats,
     wanted: Sequence[int] | None = None,
+    seek: bool = True,
     export_vectors: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index in the probe, av.VideoFrame), indices strictly ascending.
 
+    Frames that are not wanted and that no other frame needs are never handed to the decoder.
+
     Args:
-        wanted: ascending indices; only these are yielded, and stretches without one are jumped over by seeking where
-            keyframes allow it. None: every frame.
+        wanted: ascending indices; only these are yielded. None: every frame.
+        seek: jump over stretches without a wanted frame where keyframes allow it.
         export_vectors: export motion vectors as side data (H.264, MPEG-4 and older; other codecs give none).
     """
-    if wanted is not None and probe.pts_T is not None:
+    if wanted is not None and probe.pts_T is not None and seek:
         done = -1
         try:
             for index, frame in _decode_sparse(source, probe, wanted, stats):
@@ -128,7 +148,8 @@ def decode_frames(
         configure(stream, export_vectors=export_vectors)
         if probe.pts_T is not None and probe.num_skipped:
             container.seek(int(probe.pts_T[0]), stream=stream, backward=True)
-        for index, frame in _indexed(decoded(container.demux(stream), stream, stats), probe, stats):
+        packets = _needed(container.demux(stream), probe, wanted)
+        for index, frame in _indexed(decoded(packets, stream, stats), probe, stats):
             if chosen is None or index in chosen:
                 yield index, frame
             del frame
@@ -165,11 +186,22 @@ def _decode_sparse(
                 landing = keyframes[at] if at >= 0 else 0
                 if landing or probe.num_skipped:
                     container.seek(int(probe.pts_T[landing]), stream=stream, backward=True)
-                frames = _indexed(decoded(container.demux(stream), stream, stats), probe, stats)
+                packets = _needed(container.demux(stream), probe, wanted)
+                frames = _indexed(decoded(packets, stream, stats), probe, stats)
             position, frame = next((item for item in frames if item[0] >= target), (-1, None))
             if position != target:
                 raise _SeekMissedError
             yield target, frame
+
+
+def _needed(packets: Iterator[Any], probe: VideoProbe, wanted: Sequence[int] | None) -> Iterator[Any]:
+    """The packets without those of frames that are neither wanted nor needed by others."""
+    if wanted is None or probe.pts_T is None:
+        return packets
+    free = probe.discardable_T.copy()
+    free[list(wanted)] = False
+    stamps = frozenset(probe.pts_T[free].tolist())
+    return (packet for packet in packets if packet.pts not in stamps)
 
 
 def configure(stream: Any, *, export_vectors: bool) -> None:

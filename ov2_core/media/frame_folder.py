@@ -84,6 +84,7 @@ def probe_frames(
         num_skipped=int(chosen[0]),
         frame_bytes_T=np.array(folder.frame_bytes, np.int64)[chosen],
         keyframe_T=np.ones(len(chosen), bool),
+        discardable_T=np.zeros(len(chosen), bool),
         anchor_distance_T2=np.tile(np.array([[1, 0]], np.int32), (len(chosen), 1)),
         seconds_T=seconds[chosen],
         duration_seconds=len(chosen) / fps,

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
+from ov2_core.media.reference import discardable_test
 from ov2_core.media.timeline import Timeline, fit_timeline
 from schemas.video import ProbeRecord
 
@@ -47,6 +48,8 @@ class VideoProbe:
     """Without time stamps: decoded frames before the range."""
     frame_bytes_T: npt.NDArray[np.int64]
     keyframe_T: npt.NDArray[np.bool_]
+    discardable_T: npt.NDArray[np.bool_]
+    """Frames that no other frame needs (media/reference.py)."""
     anchor_distance_T2: npt.NDArray[np.int32]
     """[T, 2] frames back to the previous anchor (I/P), frames on to the next (0 for an anchor itself)."""
     seconds_T: npt.NDArray[np.float64]
@@ -93,6 +96,7 @@ class _Packets:
     dts: list[int | None]
     size: list[int]
     key: list[bool]
+    discardable: list[bool]
     duration: list[int]
     total: int
     failed: bool
@@ -135,7 +139,7 @@ def probe_video(
 
 
 def restrict(probe: VideoProbe, indices_T: npt.NDArray[np.int64]) -> VideoProbe:
-    """The probe of a damaged clip cut down to the frames that decode; t counts from the first of them.
+    """The probe of a damaged clip cut down to the frames that decode; t counts from the first of them. None is discardable.
 
     Args:
         indices_T: ascending, not empty.
@@ -149,6 +153,7 @@ def restrict(probe: VideoProbe, indices_T: npt.NDArray[np.int64]) -> VideoProbe:
         pts_T=None if probe.pts_T is None else probe.pts_T[indices_T],
         frame_bytes_T=probe.frame_bytes_T[indices_T],
         keyframe_T=probe.keyframe_T[indices_T],
+        discardable_T=np.zeros(len(indices_T), bool),
         anchor_distance_T2=probe.anchor_distance_T2[indices_T],
         seconds_T=seconds,
         duration_seconds=float(end - seconds[0]),
@@ -179,7 +184,9 @@ def frames_in_range(
 
 
 def _demux(container: Any, stream: Any) -> _Packets:
-    packets = _Packets([], [], [], [], [], 0, False, 0)
+    packets = _Packets([], [], [], [], [], [], 0, False, 0)
+    context = stream.codec_context
+    is_discardable = discardable_test(context.codec.canonical_name, context.extradata)
     try:
         for packet in container.demux(stream):
             if packet.size == 0:
@@ -194,6 +201,7 @@ def _demux(container: Any, stream: Any) -> _Packets:
             packets.dts.append(packet.dts)
             packets.size.append(packet.size)
             packets.key.append(packet.is_keyframe)
+            packets.discardable.append(is_discardable(packet))
             packets.duration.append(packet.duration or 0)
     except av.error.FFmpegError:
         packets.failed = True
@@ -218,11 +226,13 @@ def _describe(
     if by_order:
         seconds = np.arange(len(size)) / float(rates[0] if rates else 25)
         frame_bytes, keyframe, anchor = size, key, np.ones((len(size), 2), np.int32)
+        discardable = np.zeros(len(size), bool)
         pts = None
     else:
         pts, first_packet, owner = np.unique(stamps, return_index=True, return_inverse=True)
         frame_bytes = np.bincount(owner, size).astype(np.int64)
         keyframe = np.bincount(owner, key) > 0
+        discardable = np.bincount(owner, ~np.array(packets.discardable, bool)) == 0
         anchor = anchor_distances(stamps, first_packet)
         seconds = (pts - pts[0]) * time_base
 
@@ -252,6 +262,7 @@ def _describe(
         num_skipped=int(chosen[0]),
         frame_bytes_T=frame_bytes[chosen],
         keyframe_T=keyframe[chosen],
+        discardable_T=discardable[chosen],
         anchor_distance_T2=anchor[chosen],
         seconds_T=seconds[chosen],
         duration_seconds=float(next_seconds - seconds[chosen[0]]),

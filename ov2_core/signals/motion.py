@@ -1,29 +1,32 @@
-"""Motion per patch, in canvas pixels per displayed frame: from the codec's vectors, or by block matching where it has none.
+"""Motion per block, in cells (signals/cells.py): from the codec's vectors, or by block matching where it has none.
 
-Both give the same thing: `offset_HW2`, where each patch's content stood in the *previous displayed frame*, relative to the
-patch (dy, dx), and `intra_HW`, the share of the patch that no vector predicts. H x W patches, row-major.
+Both give the same thing: `offset_HW2`, where each block's content stood in an *earlier frame*, relative to the block (dy, dx).
+Vectors are per displayed frame and come with `intra_HW`, the share of the block that none predicts. H x W blocks, row-major.
 
 Codec vectors (H.264, MPEG-4 and older, as exported by FFmpeg): a P block points to some earlier anchor and says not to which;
 the previous one is assumed, and the vector is divided by the distance to it. B blocks: L0 by the distance back, -L1 by the
 distance ahead, averaged (TOKENIZER.md, "Signals from stock PyAV").
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 import numpy.typing as npt
 
-CELL_PX = 8
-"""Vectors are first spread on cells of this size of the coded frame; H.264 partitions are 4 to 16 px."""
-SEARCH_RADIUS_PX = 8
-"""Block matching: reach of one descent at half resolution; predictors extend it over frames and neighbours."""
+from ov2_core.signals.cells import CELLS
+from ov2_core.signals.residual import moved_difference
+
+TILE_PX = 8
+"""Vectors are first spread on tiles of this size of the coded frame; H.264 partitions are 4 to 16 px."""
+SEARCH_RADIUS = 4
+"""Block matching: reach of one descent, in cells; predictors extend it over frames and neighbours."""
+GOOD_ENOUGH = 0.5
+"""Gray levels a cell: what differs by less is noise, and no motion is looked for."""
 
 
 def rasterise_vectors(
     vectors: npt.NDArray[np.void], *, coded_height_px: int, coded_width_px: int, frames_back: int, frames_ahead: int
 ) -> npt.NDArray[np.float32]:
-    """Spread exported motion vectors on a grid of 8 px cells.
+    """Spread exported motion vectors on a grid of 8 px tiles.
 
     Args:
         vectors: FFmpeg's AVMotionVector array; fields source, w, h, dst_x, dst_y (block centre), motion_x, motion_y, motion_scale.
@@ -32,9 +35,9 @@ def rasterise_vectors(
     Returns:
         [Hc, Wc, 3] float32: sum of weight * (dy, dx) per displayed frame in coded pixels, and the weight, 1 where covered once.
     """
-    cells = np.zeros((-(-coded_height_px // CELL_PX), -(-coded_width_px // CELL_PX), 3), np.float32)
+    tiles = np.zeros((-(-coded_height_px // TILE_PX), -(-coded_width_px // TILE_PX), 3), np.float32)
     _rasterise(
-        cells,
+        tiles,
         vectors["source"],
         vectors["w"],
         vectors["h"],
@@ -46,58 +49,90 @@ def rasterise_vectors(
         np.float32(1 / max(frames_back, 1)),
         np.float32(-1 / max(frames_ahead, 1)),
     )
-    return cells
+    return tiles
 
 
 @numba.njit(cache=True, nogil=True)
-def _rasterise(cells, source, w, h, dst_x, dst_y, motion_x, motion_y, motion_scale, back, ahead):  # type: ignore[no-untyped-def]
-    height, width = cells.shape[0], cells.shape[1]
+def _rasterise(tiles, source, w, h, dst_x, dst_y, motion_x, motion_y, motion_scale, back, ahead):  # type: ignore[no-untyped-def]
+    height, width = tiles.shape[0], tiles.shape[1]
     for i in range(source.shape[0]):
         factor = back if source[i] < 0 else ahead
         scale = factor / max(1, motion_scale[i])
         dy, dx = motion_y[i] * scale, motion_x[i] * scale
         top, left = dst_y[i] - h[i] // 2, dst_x[i] - w[i] // 2
         bottom, right = top + h[i], left + w[i]
-        for r in range(max(0, top // CELL_PX), min(height, (bottom + CELL_PX - 1) // CELL_PX)):
-            part_y = min(bottom, (r + 1) * CELL_PX) - max(top, r * CELL_PX)
-            for c in range(max(0, left // CELL_PX), min(width, (right + CELL_PX - 1) // CELL_PX)):
-                part_x = min(right, (c + 1) * CELL_PX) - max(left, c * CELL_PX)
-                weight = np.float32(part_x * part_y) / np.float32(CELL_PX * CELL_PX)
-                cells[r, c, 0] += weight * dy
-                cells[r, c, 1] += weight * dx
-                cells[r, c, 2] += weight
+        for r in range(max(0, top // TILE_PX), min(height, (bottom + TILE_PX - 1) // TILE_PX)):
+            part_y = min(bottom, (r + 1) * TILE_PX) - max(top, r * TILE_PX)
+            for c in range(max(0, left // TILE_PX), min(width, (right + TILE_PX - 1) // TILE_PX)):
+                part_x = min(right, (c + 1) * TILE_PX) - max(left, c * TILE_PX)
+                weight = np.float32(part_x * part_y) / np.float32(TILE_PX * TILE_PX)
+                tiles[r, c, 0] += weight * dy
+                tiles[r, c, 1] += weight * dx
+                tiles[r, c, 2] += weight
 
 
-class CellsToPatches:
-    """Area-weighted average of the cell grid on the patch grid of the canvas (not turned): two small matrix products.
+class TilesToBlocks:
+    """Area-weighted average of the tile grid on the block grid of the canvas (not turned).
 
     Args:
         coded_height_px, coded_width_px: of the decoded frame.
-        rows, columns: patches of the unturned canvas.
-        patch_px: side of a patch.
+        rows, columns: blocks of the unturned canvas.
     """
 
-    def __init__(self, *, coded_height_px: int, coded_width_px: int, rows: int, columns: int, patch_px: int) -> None:
+    def __init__(self, *, coded_height_px: int, coded_width_px: int, rows: int, columns: int) -> None:
         self._down = _overlap(coded_height_px, rows)
-        self._across = _overlap(coded_width_px, columns).T.copy()
-        self._scale = np.array([rows * patch_px / coded_height_px, columns * patch_px / coded_width_px], np.float32)
+        self._across = _overlap(coded_width_px, columns)
+        self._scale = np.array([rows * CELLS / coded_height_px, columns * CELLS / coded_width_px], np.float32)
 
-    def __call__(self, cells: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Returns (offset_HW2 in canvas pixels (dy, dx), intra_HW in 0..1), float32."""
-        covered = np.minimum(cells[:, :, 2], 1)
-        mean = cells[:, :, :2] / np.maximum(cells[:, :, 2:], 1e-6) * covered[:, :, None]
-        weight = self._down @ covered @ self._across
-        offset = np.stack([self._down @ mean[:, :, i] @ self._across for i in range(2)], axis=2)
-        offset = offset / np.maximum(weight[:, :, None], 1e-6) * self._scale
-        return offset.astype(np.float32), np.clip(1 - weight, 0, 1).astype(np.float32)
+    def __call__(self, tiles: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Returns (offset_HW2 in cells (dy, dx), intra_HW in 0..1), float32."""
+        shape = (self._down.shape[0], self._across.shape[0])
+        offset, intra = np.empty((*shape, 2), np.float32), np.empty(shape, np.float32)
+        _average(tiles, self._down, self._across, self._scale, offset, intra)
+        return offset, intra
+
+
+@numba.njit(cache=True, nogil=True)
+def _average(tiles, down, across, scale, offset, intra):  # type: ignore[no-untyped-def]
+    rows, columns = intra.shape
+    first_y, end_y = _spans(down)
+    first_x, end_x = _spans(across)
+    for r in range(rows):
+        for c in range(columns):
+            weight, sum_y, sum_x = np.float32(0), np.float32(0), np.float32(0)
+            for y in range(first_y[r], end_y[r]):
+                for x in range(first_x[c], end_x[c]):
+                    covered = tiles[y, x, 2]
+                    if covered > 0:
+                        share = down[r, y] * across[c, x] * min(covered, np.float32(1))
+                        weight += share
+                        sum_y += share * tiles[y, x, 0] / covered
+                        sum_x += share * tiles[y, x, 1] / covered
+            intra[r, c] = min(max(1 - weight, np.float32(0)), np.float32(1))
+            offset[r, c, 0] = sum_y / max(weight, np.float32(1e-6)) * scale[0]
+            offset[r, c, 1] = sum_x / max(weight, np.float32(1e-6)) * scale[1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _spans(overlap):  # type: ignore[no-untyped-def]
+    """First and one past the last tile that each part has a share of."""
+    first = np.zeros(overlap.shape[0], np.int64)
+    end = np.zeros(overlap.shape[0], np.int64)
+    for part in range(overlap.shape[0]):
+        for tile in range(overlap.shape[1]):
+            if overlap[part, tile] > 0:
+                if end[part] == 0:
+                    first[part] = tile
+                end[part] = tile + 1
+    return first, end
 
 
 def _overlap(length_px: int, parts: int) -> npt.NDArray[np.float32]:
-    """[parts, cells]: share of each of `parts` equal parts of [0, length_px) that each cell covers; rows sum to 1."""
-    cells = -(-length_px // CELL_PX)
+    """[parts, tiles]: share of each of `parts` equal parts of [0, length_px) that each tile covers; rows sum to 1."""
+    tiles = -(-length_px // TILE_PX)
     edges = np.linspace(0, length_px, parts + 1)
-    low = np.maximum(edges[:-1, None], np.arange(cells) * CELL_PX)
-    high = np.minimum(edges[1:, None], np.minimum((np.arange(cells) + 1) * CELL_PX, length_px))
+    low = np.maximum(edges[:-1, None], np.arange(tiles) * TILE_PX)
+    high = np.minimum(edges[1:, None], np.minimum((np.arange(tiles) + 1) * TILE_PX, length_px))
     overlap = np.clip(high - low, 0, None)
     share: npt.NDArray[np.float32] = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
     return share
@@ -115,96 +150,116 @@ def turn_offsets(
 
 
 def subtract_camera(offset_HW2: npt.NDArray[np.float32], intra_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Motion magnitude [H, W] in canvas pixels per frame, less the camera's: the median over patches that have vectors."""
-    known = intra_HW < 0.5
-    if not known.any():
-        return np.zeros(intra_HW.shape, np.float32)
-    camera = np.median(offset_HW2[known], axis=0)
-    magnitude = np.sqrt(((offset_HW2 - camera) ** 2).sum(axis=2))
-    return np.where(known, magnitude, np.float32(0)).astype(np.float32)
-
-
-def match_blocks(
-    half_luma: npt.NDArray[np.uint8],
-    previous_half_luma: npt.NDArray[np.uint8],
-    previous_offset_HW2: npt.NDArray[np.float32],
-    *,
-    half_patch_px: int,
-) -> npt.NDArray[np.float32]:
-    """Block matching at half resolution against the previous displayed frame, one vector a patch.
-
-    Predictors: zero, the patch's vector in the frame before, its left and upper neighbours'; the best by sum of absolute
-    differences is refined by a descent over the four neighbours. Ties keep the earlier candidate, zero first.
-
-    Args:
-        half_luma, previous_half_luma: [h, w] uint8, h and w multiples of half_patch_px.
-        previous_offset_HW2: last result, canvas pixels (zeros at first).
-
-    Returns:
-        offset_HW2 [H, W, 2] float32 (dy, dx) in canvas pixels (even steps).
-    """
-    rows, columns = half_luma.shape[0] // half_patch_px, half_luma.shape[1] // half_patch_px
-    result = np.zeros((rows, columns, 2), np.int32)
-    previous = np.rint(previous_offset_HW2 / 2).astype(np.int32)
-    _match(half_luma, previous_half_luma, previous, half_patch_px, result)
-    return (result * 2).astype(np.float32)
+    """Motion magnitude [H, W] in cells, less the camera's: the median over blocks that are predicted."""
+    magnitude = np.zeros(intra_HW.shape, np.float32)
+    _magnitude(offset_HW2.reshape(-1, 2), intra_HW.reshape(-1), magnitude.reshape(-1))
+    return magnitude
 
 
 @numba.njit(cache=True, nogil=True)
-def _difference(current, previous, top, left, dy, dx, side, limit):  # type: ignore[no-untyped-def]
+def _magnitude(offset, intra, magnitude):  # type: ignore[no-untyped-def]
+    known = np.flatnonzero(intra < 0.5)
+    if len(known) == 0:
+        return
+    camera_y, camera_x = np.median(offset[known, 0]), np.median(offset[known, 1])
+    for i in known:
+        magnitude[i] = np.sqrt((offset[i, 0] - camera_y) ** 2 + (offset[i, 1] - camera_x) ** 2)
+
+
+def match_blocks(
+    cells: npt.NDArray[np.float32], previous_cells: npt.NDArray[np.float32], hint_HW2: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Block matching of cells against those of an earlier frame, one vector a block.
+
+    Predictors: zero, the hint, the left and upper neighbours' vectors; the best by sum of absolute differences is refined by a
+    descent over the four neighbours, then to a fraction of a cell where two straight lines through the differences meet. A
+    result is never worse than standing still; ties keep the earlier candidate, zero first.
+
+    Args:
+        cells, previous_cells: [H * 7, W * 7].
+        hint_HW2: a guess, such as the last result (zeros at first).
+
+    Returns:
+        offset_HW2 [H, W, 2] float32 (dy, dx) in cells.
+    """
+    result = np.zeros((cells.shape[0] // CELLS, cells.shape[1] // CELLS, 2), np.float32)
+    whole = np.zeros(result.shape, np.int32)
+    _match(cells, previous_cells, np.rint(hint_HW2).astype(np.int32), whole, result)
+    return result
+
+
+@numba.njit(cache=True, nogil=True)
+def _difference(current, previous, top, left, dy, dx, limit):  # type: ignore[no-untyped-def]
+    """Sum of absolute differences of a block, edges clamped; `limit` once it reaches that."""
     height, width = current.shape
-    total: Any = 0
-    inside = top + dy >= 0 and left + dx >= 0 and top + dy + side <= height and left + dx + side <= width
-    for r in range(side):
+    total = np.float32(0)
+    inside = top + dy >= 0 and left + dx >= 0 and top + dy + CELLS <= height and left + dx + CELLS <= width
+    for r in range(CELLS):
         if inside:
-            for c in range(side):
-                total += abs(np.int32(current[top + r, left + c]) - np.int32(previous[top + r + dy, left + c + dx]))
+            for c in range(CELLS):
+                total += abs(current[top + r, left + c] - previous[top + r + dy, left + c + dx])
         else:
             y = min(max(top + r + dy, 0), height - 1)
-            for c in range(side):
+            for c in range(CELLS):
                 x = min(max(left + c + dx, 0), width - 1)
-                total += abs(np.int32(current[top + r, left + c]) - np.int32(previous[y, x]))
+                total += abs(current[top + r, left + c] - previous[y, x])
         if total >= limit:
             return limit
     return total
 
 
 @numba.njit(cache=True, nogil=True)
-def _match(current, previous, hint, side, result):  # type: ignore[no-untyped-def]
+def _vertex(before, at, after):  # type: ignore[no-untyped-def]
+    """Where two lines of opposite slope through three differences at -1, 0 and 1 meet."""
+    rise = max(before, after) - at
+    return np.float32(0) if rise <= 0 else np.float32(0.5) * (before - after) / rise
+
+
+@numba.njit(cache=True, nogil=True)
+def _match(current, previous, hint, whole, result):  # type: ignore[no-untyped-def]
     rows, columns = result.shape[0], result.shape[1]
-    good_enough = side * side  # one gray level a pixel: noise, not motion
+    good_enough = np.float32(GOOD_ENOUGH * CELLS * CELLS)
+    far = np.float32(1e9)
     for row in range(rows):
         for column in range(columns):
-            top, left = row * side, column * side
+            top, left = row * CELLS, column * CELLS
             best_y, best_x = 0, 0
-            best = _difference(current, previous, top, left, 0, 0, side, 1 << 30)
+            best = _difference(current, previous, top, left, 0, 0, far)
+            if best <= good_enough:
+                continue
+            for k in range(3):
+                if k == 0:
+                    y, x = hint[row, column, 0], hint[row, column, 1]
+                elif k == 1 and column > 0:
+                    y, x = whole[row, column - 1, 0], whole[row, column - 1, 1]
+                elif k == 2 and row > 0:
+                    y, x = whole[row - 1, column, 0], whole[row - 1, column, 1]
+                else:
+                    continue
+                if y != best_y or x != best_x:
+                    cost = _difference(current, previous, top, left, y, x, best)
+                    if cost < best:
+                        best, best_y, best_x = cost, y, x
+            step, moved_y, moved_x = 2, 0, 0
+            while step >= 1 and best > good_enough:
+                start_y, start_x = best_y, best_x
+                for k in range(4):
+                    y = start_y + (step if k == 0 else -step if k == 1 else 0)
+                    x = start_x + (step if k == 2 else -step if k == 3 else 0)
+                    cost = _difference(current, previous, top, left, y, x, best)
+                    if cost < best:
+                        best, best_y, best_x = cost, y, x
+                moved_y += abs(best_y - start_y)
+                moved_x += abs(best_x - start_x)
+                if (best_y == start_y and best_x == start_x) or max(moved_y, moved_x) >= SEARCH_RADIUS:
+                    step //= 2
+            whole[row, column, 0], whole[row, column, 1] = best_y, best_x
+            result[row, column, 0], result[row, column, 1] = best_y, best_x
             if best > good_enough:
-                for k in range(3):
-                    if k == 0:
-                        y, x = hint[row, column, 0], hint[row, column, 1]
-                    elif k == 1 and column > 0:
-                        y, x = result[row, column - 1, 0], result[row, column - 1, 1]
-                    elif k == 2 and row > 0:
-                        y, x = result[row - 1, column, 0], result[row - 1, column, 1]
-                    else:
-                        continue
-                    if y != best_y or x != best_x:
-                        cost = _difference(current, previous, top, left, y, x, side, best)
-                        if cost < best:
-                            best, best_y, best_x = cost, y, x
-                step = 4
-                moved_y, moved_x = 0, 0
-                while step >= 1 and best > good_enough:
-                    start_y, start_x = best_y, best_x
-                    for k in range(4):
-                        y = start_y + (step if k == 0 else -step if k == 1 else 0)
-                        x = start_x + (step if k == 2 else -step if k == 3 else 0)
-                        cost = _difference(current, previous, top, left, y, x, side, best)
-                        if cost < best:
-                            best, best_y, best_x = cost, y, x
-                    moved_y += abs(best_y - start_y)
-                    moved_x += abs(best_x - start_x)
-                    if (best_y == start_y and best_x == start_x) or max(moved_y, moved_x) >= SEARCH_RADIUS_PX:
-                        step //= 2
-            result[row, column, 0] = best_y
-            result[row, column, 1] = best_x
+                up = _difference(current, previous, top, left, best_y - 1, best_x, far)
+                down = _difference(current, previous, top, left, best_y + 1, best_x, far)
+                before = _difference(current, previous, top, left, best_y, best_x - 1, far)
+                after = _difference(current, previous, top, left, best_y, best_x + 1, far)
+                fine_y, fine_x = best_y + _vertex(up, best, down), best_x + _vertex(before, best, after)
+                if moved_difference(current, previous, top, left, fine_y, fine_x) < best:
+                    result[row, column, 0], result[row, column, 1] = fine_y, fine_x

@@ -3,9 +3,10 @@
 At most `candidates_per_group` of its frames stay candidates: the first (the I-canvas) and one in each slot of time, the most
 active of its slot. Slots are equal where the partition has told how many frames will come; of a stream nobody knows, and the
 two neighbouring slots that are shortest together become one whenever there is one too many. A group that is short enough keeps
-every frame. The caller hands over any object that stands for a frame's pixels; those of frames that fell out are let go.
+every frame. Any object stands for a frame's pixels; those of frames that fell out are let go.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +52,13 @@ class OpenGroup:
 
     Args:
         num_frames: frames that will be pushed, >= config.groups.min_frames; None: not known, as of a stream.
-        num_blocks: blocks of a canvas.
+        rows, columns: blocks of a canvas.
         fps: ticks a second.
     """
 
-    def __init__(self, *, num_frames: int | None, num_blocks: int, fps: float, config: TokenizerConfig) -> None:
+    def __init__(self, *, num_frames: int | None, rows: int, columns: int, fps: float, config: TokenizerConfig) -> None:
         self._num_frames = num_frames
-        self._num_blocks = num_blocks
+        self._num_blocks, self._columns = rows * columns, columns
         self._fps = fps
         self._config = config
         most = config.candidates_per_group
@@ -75,8 +76,12 @@ class OpenGroup:
         """Frames whose pixels are held."""
         return len(self._slots)
 
-    def push(self, tick: int, signals: BlockSignals, pixels: Any) -> None:
-        """Take the next frame. The pixels object is kept only while the frame is a candidate."""
+    def push(self, tick: int, signals: BlockSignals, pixels: Callable[[], Any], *, stands_for: int = 1) -> None:
+        """Take the next frame. Its pixels are asked for only if it becomes a candidate, and kept while it is one.
+
+        Args:
+            stands_for: shown frames from this one up to the next that is pushed.
+        """
         assert self._num_frames is None or self._pushed < self._num_frames
         evidence = self._config.policy == "evidence"
         active = np.sort(_activity(signals))[-TOP_BLOCKS:].sum()
@@ -89,11 +94,15 @@ class OpenGroup:
         if evidence:
             assert signals.feature_BF is not None
             total = signals.feature_BF.astype(np.float64)
-            square = (total**2).sum(axis=1)
-        new = _Slot(tick, pixels, signals, float(active), total, square, 1, 1)
+            square = (total**2).sum(axis=1) * stands_for
+            total *= stands_for
+        new = _Slot(tick, None, signals, float(active), total, square, stands_for, 1)
         if slot < len(self._slots):
             self._merge(slot, new)
+            if self._slots[slot] is new:
+                new.pixels = pixels()
             return
+        new.pixels = pixels()
         self._slots.append(new)
         if len(self._slots) > self._num_slots:
             first = min(range(1, len(self._slots) - 1), key=self._loss)
@@ -161,7 +170,9 @@ class OpenGroup:
         )
         activity_KB = np.stack([_activity(s.signals) for s in slots])
         seconds_K = np.array([s.tick / self._fps for s in slots])
-        return select_evidence(costs, activity_KB, seconds_K, budget=budget, config=self._config.evidence)
+        return select_evidence(
+            costs, activity_KB, seconds_K, columns=self._columns, budget=budget, config=self._config.evidence
+        )
 
 
 def _activity(signals: BlockSignals) -> npt.NDArray[np.float32]:

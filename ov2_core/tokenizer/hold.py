@@ -2,17 +2,19 @@
 
 Every block b is a chain of candidates 0..K-1; showing candidate s costs one update and holds until the next shown candidate e:
 
-    C_b[s, e] = sum over all frames of the group in [s, e) of || f_b - f_b(s) ||^2        f: luma features, residual.py
+    C_b[s, e] = sum over all frames of the group in [s, e) of || f_b - f_b(s) ||^2        f: cells, signals/cells.py
 
 The updates of all blocks share one budget. For a price lambda per update each chain is solved exactly by dynamic programming,
-V[e] = min_s V[s] + C[s, e] + lambda; lambda is bisected to the budget, and the few updates left over are given greedily to
-where they help most. Frames that are not candidates count in C as well, through sums kept between candidates, so memory does
-not grow with the length of a group.
+V[e] = min_s V[s] + C[s, e] + lambda w(e); lambda is searched for the budget, and the few updates left over are given greedily to
+where they help most. The weight w(e) of a candidate is 1, or less where updates are wanted together: blocks that change all the
+time then change in the same frames, and a reader sees one moment whole in place of pieces of many. Frames that are not
+candidates count in C as well, through sums kept between candidates, so memory does not grow with the length of a group.
 Source: TOKENIZER.md ("hold-DP on every frame"); Lagrangian allocation after Shoham & Gersho (1988).
 
 Shapes: B blocks, K candidates (0 is the I-canvas), F features.
 """
 
+import math
 from dataclasses import dataclass
 
 import numba
@@ -20,6 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 BISECTION_STEPS = 32
+BRACKET_FACTOR = 16.0
+PRICE_PRECISION = 1.002
+"""Prices closer than this choose alike but for a few updates, which are then given greedily."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +50,37 @@ def hold_costs(
         sum_KBF, square_KB, frames_K: over the frames from each candidate (included) up to the next: sum of features, sum of
             squared norms, number.
     """
-    zero = ((1, 0), (0, 0))
-    sums = np.pad(np.cumsum(sum_KBF, axis=0), (*zero, (0, 0)))  # [K + 1, B, F]
-    squares = np.pad(np.cumsum(square_KB, axis=0), zero)  # [K + 1, B]
-    frames = np.concatenate([[0.0], np.cumsum(frames_K)])
-    feature = feature_KBF.astype(np.float64).transpose(1, 0, 2)  # [B, K, F]
-    cross = feature @ sums.transpose(1, 2, 0)  # [B, K, K + 1]
-    norm = (feature**2).sum(axis=2)  # [B, K]
-    own = np.take_along_axis(cross, np.arange(cross.shape[1])[None, :, None], axis=2)
-    cost = squares.T[:, None, :] - squares.T[:, :-1, None]
-    cost -= 2 * (cross - own)
-    cost += (frames[None, None, :] - frames[None, :-1, None]) * norm[:, :, None]
-    return HoldCosts(np.maximum(cost, 0), np.asarray(frames_K, np.float64))
+    feature_BKF = feature_KBF.astype(np.float64).transpose(1, 0, 2)
+    cross_BKK = feature_BKF @ sum_KBF.transpose(1, 2, 0)
+    norm_BK = (feature_BKF**2).sum(axis=2)
+    cost_BKK = np.zeros((*norm_BK.shape, norm_BK.shape[1] + 1))
+    _accumulate(cross_BKK, norm_BK, square_KB, frames_K, cost_BKK)
+    return HoldCosts(cost_BKK, np.asarray(frames_K, np.float64))
 
 
-def hold_updates(costs: HoldCosts, forced_BK: npt.NDArray[np.bool_], *, budget: int) -> npt.NDArray[np.bool_]:
+@numba.njit(cache=True, nogil=True)
+def _accumulate(cross, norm, square, frames, cost):  # type: ignore[no-untyped-def]
+    blocks, candidates = norm.shape
+    for b in range(blocks):
+        for s in range(candidates):
+            total = 0.0
+            for k in range(s, candidates):
+                total += square[k, b] - 2 * cross[b, s, k] + frames[k] * norm[b, s]
+                cost[b, s, k + 1] = max(total, 0.0)
+
+
+def hold_updates(
+    costs: HoldCosts,
+    forced_BK: npt.NDArray[np.bool_],
+    *,
+    budget: int,
+    weight_K: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.bool_]:
     """Choose exactly `budget` updates.
 
     Args:
         forced_BK: updates that must be among them, at most `budget`; column 0 is ignored.
+        weight_K: what an update at each candidate costs, in prices, > 0; None: 1.
 
     Returns:
         [B, K] bool with `budget` entries set; column 0 is False.
@@ -73,25 +90,51 @@ def hold_updates(costs: HoldCosts, forced_BK: npt.NDArray[np.bool_], *, budget: 
     forced[:, 0] = False
     if int(forced.sum()) > budget or budget > blocks * (candidates - 1):
         raise ValueError(f"budget must be in {int(forced.sum())}..{blocks * (candidates - 1)}, got {budget}")
-    low, high = 0.0, float(costs.cost_BKK[:, :, -1].max()) + 1.0  # no update can save more
-    chosen = np.zeros((blocks, candidates), bool)
-    _solve(costs.cost_BKK, forced, high, chosen)
-    trial = np.zeros_like(chosen)
+    weight = np.ones(candidates) if weight_K is None else weight_K
+    chosen, trial = np.zeros((blocks, candidates), bool), np.zeros((blocks, candidates), bool)
+    price = float(costs.cost_BKK[:, 0, -1].sum()) / max(budget, 1) + 1.0
+    low = high = 0.0  # too many updates, few enough; 0: not known yet
     for _ in range(BISECTION_STEPS):
-        price = (low + high) / 2
-        used = _solve(costs.cost_BKK, forced, price, trial)
+        used = _solve(costs.cost_BKK, forced, price, weight, trial)
         if used <= budget:
             high, chosen, trial = price, trial, chosen
             if used == budget:
                 break
         else:
             low = price
+        if low and high:
+            if high < low * PRICE_PRECISION:
+                break
+            price = math.sqrt(low * high)
+        else:
+            price *= 1 / BRACKET_FACTOR if high else BRACKET_FACTOR
+    if not high:  # every update that is not forced would save more than any price tried
+        chosen = forced.copy()
     _fill(costs.cost_BKK, costs.frames_K, chosen, budget)
     return chosen
 
 
+def held_error(costs: HoldCosts, chosen_BK: npt.NDArray[np.bool_]) -> float:
+    """Sum over blocks of what their chains cost: squared feature error of the whole group."""
+    return float(_held(costs.cost_BKK, chosen_BK))
+
+
 @numba.njit(cache=True, nogil=True)
-def _solve(cost, forced, price, chosen):  # type: ignore[no-untyped-def]
+def _held(cost, chosen):  # type: ignore[no-untyped-def]
+    blocks, candidates = chosen.shape
+    total = 0.0
+    for b in range(blocks):
+        s = 0
+        for e in range(1, candidates):
+            if chosen[b, e]:
+                total += cost[b, s, e]
+                s = e
+        total += cost[b, s, candidates]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _solve(cost, forced, price, weight, chosen):  # type: ignore[no-untyped-def]
     """Cheapest chain of every block at this price; returns the number of updates. Ties prefer the longer hold."""
     blocks, candidates = forced.shape
     best = np.empty(candidates + 1)
@@ -106,7 +149,7 @@ def _solve(cost, forced, price, chosen):  # type: ignore[no-untyped-def]
                 v = best[s] + cost[b, s, e]
                 if v < value:
                     value, arg = v, s
-            best[e] = value + (price if e < candidates else 0.0)
+            best[e] = value + (price * weight[e] if e < candidates else 0.0)
             parent[e] = arg
             if e < candidates and forced[b, e]:
                 oldest = e

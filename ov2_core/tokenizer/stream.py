@@ -13,6 +13,7 @@ more, in case a spike stands there, and snaps. Canvases are paid from an account
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,13 +127,13 @@ class GroupStream:
     """Cuts one unbroken stretch of a stream, of one size, into groups.
 
     Args:
-        num_blocks: blocks of a canvas.
+        rows, columns: blocks of a canvas.
         fps: ticks a second.
         account: shared by all stretches of the stream.
     """
 
-    def __init__(self, *, num_blocks: int, fps: float, account: StreamAccount) -> None:
-        self._num_blocks, self._fps, self._account = num_blocks, fps, account
+    def __init__(self, *, rows: int, columns: int, fps: float, account: StreamAccount) -> None:
+        self._shape, self._fps, self._account = (rows, columns), fps, account
         self._config, groups = account.config, account.config.groups
         self._reach = min(groups.snap_share * account.group_seconds, account.stream.max_reach_seconds)
         self._open: OpenGroup | None = None
@@ -236,9 +237,10 @@ class GroupStream:
         for pending in self._pending[:count]:
             frame = pending.frame
             if self._open is None:
-                self._open = OpenGroup(num_frames=None, num_blocks=self._num_blocks, fps=self._fps, config=self._config)
+                rows, columns = self._shape
+                self._open = OpenGroup(num_frames=None, rows=rows, columns=columns, fps=self._fps, config=self._config)
                 self._first, self._cost = frame, 0.0
-            self._open.push(frame.tick, frame.signals, frame.pixels)
+            self._open.push(frame.tick, frame.signals, partial(getattr, frame, "pixels"))
             self._cost += pending.cost_bytes
             self._before.append(pending.spike)
         del self._pending[:count]

@@ -136,7 +136,7 @@ def test_stream_binds_every_block_of_odd_clips(tmp_path, name):
 def test_a_stream_of_few_frames_is_tokenized_as_the_clip(tmp_path, policy):
     """One group, every frame a candidate: nothing is left that streaming could do otherwise."""
     write_rope_clip(tmp_path / "clip.mp4", seed=3, seconds=1, width_px=224, height_px=168)
-    config = TokenizerConfig(policy=policy, budget=4)
+    config = TokenizerConfig(policy=policy, budget=4, max_step_seconds=0)
     groups, _ = stream(str(tmp_path / "clip.mp4"), config=config, rate=StreamConfig(canvases_per_minute=180))
     joined, clip = join_groups(groups), tokenize_video(str(tmp_path / "clip.mp4"), config)
     assert len(groups) == 1

@@ -1,5 +1,8 @@
 """The whole path on clips whose every block says where it is from: pixels, places and times agree, in every mode."""
 
+from dataclasses import replace
+
+import av
 import numpy as np
 import pytest
 
@@ -7,7 +10,10 @@ from ov2_core.config import GroupConfig, TokenizerConfig, recipe
 from ov2_core.errors import BadItemError
 from ov2_core.evals.clips import read_canary, write_canary_clip, write_rope_clip
 from ov2_core.evals.odd_clips import ODDITIES, write_odd_clip
-from ov2_core.tokenize_video import tokenize_image, tokenize_video
+from ov2_core.media.probe import probe_video
+from ov2_core.media.reference import discardable_test
+from ov2_core.tokenize_video import frames_to_decode, tokenize_image, tokenize_video
+from ov2_core.tokenizer.gop import num_groups, partition
 
 RECIPES = ("codec-8", "evidence-8", "uniform-8")
 
@@ -137,6 +143,64 @@ def test_tokenize_longer_layout_of_seven_p_canvases(tmp_path):
     video = tokenize_video(str(tmp_path / "clip.mp4"), TokenizerConfig(mode="codec", budget=20, groups=groups))
     check_layout(video, budget=20)
     assert [g.num_images for g in video.groups] == [8, 8]
+
+
+@pytest.mark.parametrize("policy", ["saliency", "evidence"])
+def test_frames_that_no_other_needs_are_passed_over(tmp_path, policy):
+    """On a clip with B frames: less is decoded, groups stay where they were, and every block still says where it is from."""
+    path = str(tmp_path / "clip.mp4")
+    write_canary_clip(path, video_id=7, num_frames=90)
+    config = TokenizerConfig(policy=policy, budget=8)
+    probe = probe_video(path)
+    assert probe.discardable_T.sum() > 20
+    quick, thorough = tokenize_video(path, config), tokenize_video(path, replace(config, max_step_seconds=0))
+    check_layout(quick, 8)
+    assert quick.groups == thorough.groups
+    starts = {g.t_start for g in quick.groups}
+    shown = set(quick.positions_NP3[..., 0].ravel().tolist())
+    assert not shown & set(np.flatnonzero(probe.discardable_T).tolist()) - starts
+    for t, row, column, pixels in blocks_of(quick):
+        canary = read_canary(pixels)
+        assert (canary.video_id, canary.frame, canary.row, canary.column) == (7, t, row, column)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"max_step_seconds": 0.0}, "every frame is wanted"),
+        ({"max_step_seconds": 0.05}, "what is left is too far apart"),
+        ({"budget": 64}, "a group has too few frames left"),
+    ],
+)
+def test_every_frame_is_looked_at_where(tmp_path, change, why):
+    path = str(tmp_path / "clip.mp4")
+    write_canary_clip(path, video_id=7, num_frames=90)
+    probe, config = probe_video(path), TokenizerConfig(**{"budget": 8, **change})
+    starts = partition(
+        probe.frame_bytes_T,
+        probe.keyframe_T,
+        groups=num_groups(probe.num_frames, config.budget, config.groups),
+        config=config.groups,
+    )
+    assert len(frames_to_decode(probe, starts, config)) == 90, why
+    assert len(frames_to_decode(probe, np.array([0, 45, 90]), TokenizerConfig(budget=8))) < 60
+
+
+def test_a_damaged_clip_is_looked_at_whole(tmp_path):
+    """Where a frame that others need does not decode, those that were passed over are taken after all."""
+    path = tmp_path / "clip.mp4"
+    write_canary_clip(path, video_id=7, num_frames=90)
+    with av.open(str(path)) as container:
+        is_free = discardable_test("h264", container.streams.video[0].codec_context.extradata)
+        packets = [p for p in container.demux(video=0) if p.size]
+        victim = next(p for p in packets[40:] if not is_free(p))
+        where, size = victim.pos, victim.size
+    data = bytearray(path.read_bytes())
+    data[where + 4 : where + size] = bytes(size - 4)
+    path.write_bytes(bytes(data))
+    video = tokenize_video(str(path), TokenizerConfig(budget=8))
+    check_layout(video, 8)
+    assert {"undecodable_frames", "decode_errors"} & set(video.flags)
 
 
 def test_evidence_renews_what_changes_and_leaves_the_rest(tmp_path):

@@ -185,7 +185,7 @@ def overwrite(store: Store, commit: CommitRecord, key: str, part: str, data: byt
     [
         ("img_006.jpg", b"no JPEG at all", 0, "img_006.jpg: not a readable JPEG"),
         ("json", b"}}", 0, "json"),
-        ("patch_positions_003.npy", b"\x07", 300, "positions_digest"),
+        ("patch_positions_003.npy", b"\xee", 300, "positions_digest"),  # no position is as large
     ],
 )
 @pytest.mark.parametrize("tokens_per_batch", [1, 10_000])

@@ -1,5 +1,6 @@
 """Groups of a stream: the account is never overdrawn, delay and memory are bounded, nothing depends on what follows."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -40,7 +41,7 @@ def frames_of(seed, count, *, fps=30.0, jitter=0.0, spiky=0.02):
 def stream_of(rate=120.0, policy="evidence", **settings_of_stream):
     config = TokenizerConfig(policy=policy, max_candidates=12)
     account = StreamAccount(config=config, stream=StreamConfig(canvases_per_minute=rate, **settings_of_stream))
-    return GroupStream(num_blocks=BLOCKS, fps=30.0, account=account), account
+    return GroupStream(rows=1, columns=BLOCKS, fps=30.0, account=account), account
 
 
 def run(stream, frames, *, cut=True):
@@ -159,7 +160,7 @@ def test_many_cuts_do_not_overdraw_the_account():
     _, account = stream_of(rate=60)
     given_out = 0
     for at in range(0, 600, 5):
-        stretch = GroupStream(num_blocks=BLOCKS, fps=30.0, account=account)
+        stretch = GroupStream(rows=1, columns=BLOCKS, fps=30.0, account=account)
         given_out += sum(canvases_in(g) for g in run(stretch, frames[at : at + 5]))
     assert given_out <= 600 / 30 + 8
     assert account.dropped_frames > 0
@@ -188,9 +189,9 @@ def test_the_first_cost_of_a_stream_does_not_count_its_keyframe():
 def test_a_group_of_unknown_length_keeps_its_most_active_frame_and_all_sums(count, most, policy, seed):
     config = TokenizerConfig(policy=policy, max_candidates=most)
     frames = list(frames_of(seed, count))
-    group = OpenGroup(num_frames=None, num_blocks=BLOCKS, fps=30.0, config=config)
+    group = OpenGroup(num_frames=None, rows=1, columns=BLOCKS, fps=30.0, config=config)
     for frame in frames:
-        group.push(frame.tick, frame.signals, frame.pixels)
+        group.push(frame.tick, frame.signals, partial(getattr, frame, "pixels"))
         assert group.num_held <= most
     slots = group._slots
     assert len(slots) == min(count, most)
@@ -204,9 +205,9 @@ def test_a_group_of_unknown_length_keeps_its_most_active_frame_and_all_sums(coun
             total = sum(f.signals.feature_BF.astype(np.float64) for f in frames[low:high])
             assert slot.frames == high - low
             assert np.allclose(slot.sum_BF, total)
-    known = OpenGroup(num_frames=count, num_blocks=BLOCKS, fps=30.0, config=config)
+    known = OpenGroup(num_frames=count, rows=1, columns=BLOCKS, fps=30.0, config=config)
     for frame in frames:
-        known.push(frame.tick, frame.signals, frame.pixels)
+        known.push(frame.tick, frame.signals, partial(getattr, frame, "pixels"))
     one, two = group.close(), known.close()
     assert sum(len(p.blocks) for p in one) == sum(len(p.blocks) for p in two) == 4 * BLOCKS
     if count <= most:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ov2_core.tokenizer.hold import hold_costs, hold_updates
+from ov2_core.tokenizer.hold import HoldCosts, _solve, hold_costs, hold_updates
 
 
 def naive_cost(features, candidates, b, s, e):
@@ -91,6 +91,49 @@ def test_hold_updates_are_optimal_where_the_price_meets_the_budget():
             trial[0, list(extra)] = True
             every.append(total_cost(costs, trial))
         assert total_cost(costs, chosen) == pytest.approx(min(every), rel=0.05, abs=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.floats(0, 300))
+def test_chains_are_the_cheapest_at_any_price_and_weights(seed, candidates, price):
+    """Brute force over all chains of each block agrees, forced updates and frames of lower price included."""
+    rng = np.random.default_rng(seed)
+    features = np.cumsum(rng.normal(0, 10, (candidates, 2, 2)), axis=0).astype(np.float32)
+    costs = make_costs(features, list(range(candidates)))
+    forced = rng.random((2, candidates)) < 0.2
+    forced[:, 0] = False
+    weight = np.where(rng.random(candidates) < 0.3, 0.4, 1.0)
+    chosen = np.zeros((2, candidates), bool)
+    used = _solve(costs.cost_BKK, forced, price, weight, chosen)
+    assert used == chosen.sum()
+    assert (chosen | ~forced).all()
+    for b in range(2):
+
+        def objective(row, b=b):
+            return (
+                total_cost(HoldCosts(costs.cost_BKK[b : b + 1], costs.frames_K), row[None]) + price * weight[row].sum()
+            )
+
+        subsets = (
+            np.array([False, *(bool(code >> k & 1) for k in range(candidates - 1))])
+            for code in range(2 ** (candidates - 1))
+        )
+        best = min(objective(row) for row in subsets if (row | ~forced[b]).all())
+        assert objective(chosen[b]) == pytest.approx(best, rel=1e-9, abs=1e-6)
+
+
+def test_blocks_that_change_all_the_time_change_together_where_it_is_cheaper():
+    rng = np.random.default_rng(7)
+    features = np.cumsum(rng.normal(0, 10, (24, 12, 4)), axis=0).astype(np.float32)
+    costs = make_costs(features, list(range(24)))
+    events = np.arange(24) % 6 == 3
+    shares = []
+    for coherence in (0.0, 0.6):
+        weight = np.where(events, 1 - coherence, 1.0)
+        chosen = hold_updates(costs, np.zeros((12, 24), bool), budget=48, weight_K=weight)
+        assert chosen.sum() == 48
+        shares.append(chosen[:, events].sum() / 48)
+    assert shares[1] > shares[0] + 0.2
 
 
 def test_hold_updates_of_a_still_clip_spread_over_time():

@@ -1,5 +1,8 @@
 """Scores, saliency, events, open groups, packing and uniform sampling: invariants and naive references."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,10 +10,11 @@ from hypothesis import strategies as st
 
 from ov2_core.config import EvidenceConfig, ScoreConfig, TokenizerConfig
 from ov2_core.signals.frame import BlockSignals
-from ov2_core.tokenizer.blocks import force_events, select_saliency
+from ov2_core.tokenizer.blocks import force_events, region_activity, select_evidence, select_saliency
 from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
 from ov2_core.tokenizer.frames import fit_size, num_uniform_frames, sample_uniform
 from ov2_core.tokenizer.group import OpenGroup
+from ov2_core.tokenizer.hold import hold_costs
 from ov2_core.tokenizer.score import score_blocks
 
 
@@ -51,7 +55,8 @@ def test_score_per_clip_ranks_a_busy_frame_over_a_quiet_one():
 def test_events_are_forced_in_every_window_until_the_share_is_spent():
     seconds = np.arange(31) / 30
     activity = np.random.default_rng(2).random((31, 12)).astype(np.float32)
-    forced = force_events(activity, seconds, budget=36, config=EvidenceConfig(event_blocks=2, max_event_share=1.0))
+    config = EvidenceConfig(event_blocks=2, max_event_share=1.0)
+    forced = force_events(activity, seconds, 2, budget=36, config=config)
     assert not forced[0].any()
     window = (seconds / 0.2 + 1e-6).astype(int)
     for w in range(5):
@@ -59,10 +64,59 @@ def test_events_are_forced_in_every_window_until_the_share_is_spent():
         assert len(rows) == 1
         k = rows[0]
         assert set(np.flatnonzero(forced[k])) == set(np.argsort(-activity[k])[:2])
-    few = force_events(activity, seconds, budget=36, config=EvidenceConfig(event_blocks=2, max_event_share=0.12))
+    few = force_events(activity, seconds, 2, budget=36, config=replace(config, max_event_share=0.12))
     assert few.sum() == 4
     assert (forced | ~few).all()
-    assert force_events(activity, seconds, budget=36, config=EvidenceConfig(event_period_seconds=0)).sum() == 0
+    more = force_events(activity, seconds, 4, budget=36, config=replace(config, max_event_share=0.5))
+    assert more.sum() == 18, "all windows have their two, and the most active get what is left"
+    assert sorted(more.sum(axis=1)[more.any(axis=1)]) == [2, 2, 2, 4, 4, 4]
+    assert force_events(activity, seconds, 2, budget=36, config=EvidenceConfig(event_period_seconds=0)).sum() == 0
+
+
+def test_regions_of_events_are_shown_only_where_they_cost_little():
+    """Blocks 0 to 3 flicker without end, block 4 to 9 move once a window; a region of six takes from the flicker."""
+    rng = np.random.default_rng(8)
+    feature = np.zeros((31, 12, 4), np.float32)
+    feature[:, :4] = np.cumsum(rng.normal(0, 20, (31, 4, 4)), axis=0)
+    activity = np.zeros((31, 12), np.float32)
+    activity[::6, 4:10] = 5
+    ones = np.ones(31)
+    costs = hold_costs(feature, feature.astype(float), (feature.astype(float) ** 2).sum(axis=2), ones)
+    shown = {}
+    for loss in (0.0, 9.0):
+        config = EvidenceConfig(event_blocks=1, event_region_blocks=6, max_region_loss=loss, max_event_share=0.9)
+        chosen = select_evidence(costs, activity, np.arange(31) / 30, columns=4, budget=36, config=config)
+        assert len(chosen) == 36
+        shown[loss] = (chosen[:, 1] >= 4).sum()
+    assert shown[0.0] <= 6
+    assert shown[9.0] >= 18
+
+
+def test_region_activity_is_a_capped_mean_of_neighbours():
+    activity = np.random.default_rng(5).gamma(1, 3, (2, 24)).astype(np.float32)
+    for frame, result in zip(activity, region_activity(activity, columns=6), strict=True):
+        capped = np.minimum(frame, np.sort(frame)[-12:].mean() / 2).reshape(4, 6)
+        for r in range(4):
+            for c in range(6):
+                near = [capped[y, x] for y in (r - 1, r, r + 1) for x in (c - 1, c, c + 1) if 0 <= y < 4 and 0 <= x < 6]
+                assert result[r * 6 + c] == pytest.approx(sum(near) / 9, rel=1e-5)
+
+
+def test_a_frame_stands_for_those_that_were_passed_over():
+    """Every second frame, counted twice, is the same to hold-DP as a clip whose frames come in equal pairs."""
+    rng = np.random.default_rng(6)
+    config = TokenizerConfig(policy="evidence", evidence=EvidenceConfig(event_period_seconds=0))
+    frames = [signals(rng, 3) for _ in range(10)]
+    single = OpenGroup(num_frames=10, rows=1, columns=3, fps=30.0, config=config)
+    for i, frame in enumerate(frames):
+        single.push(2 * i, frame, partial(str, i), stands_for=3 if i == 9 else 1)
+    double = OpenGroup(num_frames=10, rows=1, columns=3, fps=30.0, config=config)
+    for i, frame in enumerate(frames):
+        double.push(2 * i, frame, partial(str, i), stands_for=6 if i == 9 else 2)
+    kept = [[(p.tick, p.blocks.tolist()) for p in group.close()] for group in (single, double)]
+    assert kept[0] == kept[1]
+    costs = [group._slots[9].frames for group in (single, double)]
+    assert costs == [3, 6]
 
 
 def signals(rng, blocks, scale=1.0):
@@ -85,10 +139,10 @@ def signals(rng, blocks, scale=1.0):
 def test_open_group_fills_its_canvases_exactly(frames, blocks, max_candidates, policy, seed):
     rng = np.random.default_rng(seed)
     config = TokenizerConfig(policy=policy, max_candidates=max_candidates)
-    group = OpenGroup(num_frames=frames, num_blocks=blocks, fps=30.0, config=config)
+    group = OpenGroup(num_frames=frames, rows=1, columns=blocks, fps=30.0, config=config)
     alive = []
     for i in range(frames):
-        group.push(i * 2, signals(rng, blocks), f"pixels {i}")
+        group.push(i * 2, signals(rng, blocks), partial("pixels {}".format, i))
         alive.append(len(group._slots))
     picks = group.close()
     assert max(alive) <= max_candidates
@@ -103,12 +157,15 @@ def test_open_group_fills_its_canvases_exactly(frames, blocks, max_candidates, p
 
 def test_open_group_keeps_the_most_active_frame_of_a_slot():
     rng = np.random.default_rng(0)
-    group = OpenGroup(num_frames=41, num_blocks=3, fps=30.0, config=TokenizerConfig(max_candidates=5))
+    group = OpenGroup(num_frames=41, rows=1, columns=3, fps=30.0, config=TokenizerConfig(max_candidates=5))
+    asked = []
     for i in range(41):
-        group.push(i, signals(rng, 3, scale=100.0 if i in (7, 33) else 1.0), i)
+        group.push(i, signals(rng, 3, scale=100.0 if i in (7, 33) else 1.0), partial(asked.append, i))
     ticks = [p.tick for p in group.close()]
     assert 7 in ticks
     assert 33 in ticks
+    assert {7, 33} <= set(asked)
+    assert len(asked) < 30, "pixels are asked for of frames that become candidates, not of all"
 
 
 def test_packing_lays_blocks_in_raster_order():
