@@ -56,6 +56,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--questions", default=",".join(QUESTIONS), help="what is asked of each clip")
     parser.add_argument("--words", action="store_true", help="answers in full; by default their first letters")
     parser.add_argument("--clips", type=int, default=2000, help="to train on")
+    parser.add_argument("--joint", action="store_true", help="one model of all forms of input, as the published one")
     parser.add_argument("--budget", type=int, default=8, help="canvases or frames of a clip")
     parser.add_argument("--held-out", type=int, default=200, help="to be judged by")
     parser.add_argument("--steps", type=int, default=600)
@@ -88,6 +89,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             settings=args.set,
             workers=args.workers,
             initials=not args.words,
+            joint=args.joint,
         )
     return _show(report, args)
 
@@ -114,8 +116,9 @@ def learn(
     settings: Sequence[str] = (),
     workers: int = 0,
     initials: bool = True,
+    joint: bool = False,
 ) -> dict[str, Any]:
-    """Trains and judges a model for each form of input; the report. `initials`: see write_shape_clips.
+    """Trains and judges a model for each form of input, or one for all; the report. `initials`: see write_shape_clips.
 
     Raises:
         ValueError: an unknown form, question or setting.
@@ -128,35 +131,41 @@ def learn(
         if not manifests[split].exists():
             write_shape_clips(clips, num_clips=number, split=split, seed=seed, questions=questions, initials=initials)
     found = {}
-    for form in forms:
+    for together in [list(forms)] if joint else [[form] for form in forms]:
         began = time.perf_counter()
-        name = f"{RECIPES[form]}-{budget}"
-        runs = {split: tokenized(manifest, name, workers=workers) for split, manifest in manifests.items()}
-        stage = runs["train"].parent / f"{runs['train'].name}-stage"
-        build_stage(stage, [runs["train"]])
+        names = {form: f"{RECIPES[form]}-{budget}" for form in together}
+        runs = {
+            (form, split): tokenized(manifest, name, workers=workers)
+            for form, name in names.items()
+            for split, manifest in manifests.items()
+        }
+        stage = folder / f"{manifests['train'].parent.name}-{'-'.join(names.values())}-stage"
+        build_stage(stage, [runs[form, "train"] for form in together])
         prepared = time.perf_counter()
-        checkpoint = folder / f"trained-{form}-{seed}"
+        checkpoint = folder / f"trained-{'-'.join(together)}-{seed}"
         shutil.rmtree(checkpoint, ignore_errors=True)
         losses = train_tiny(stage, checkpoint, num_steps=num_steps, seed=seed, settings=settings)
         trained = time.perf_counter()
-        answers = judge(checkpoint, runs["held_out"])
-        found[form] = {
-            "recipe": name,
-            "accuracy": {question: accuracy(answers[question], question) for question in questions},
-            "accuracy_on_training_clips": {
-                question: accuracy(given, question)
-                for question, given in judge(checkpoint, runs["train"], limit=num_held_out).items()
-            },
-            "first_loss": losses[0],
-            "last_loss": losses[-1],
-            "prepare_seconds": round(prepared - began, 1),
-            "train_seconds": round(trained - prepared, 1),
-        }
+        for form in together:
+            answers = judge(checkpoint, runs[form, "held_out"])
+            again = judge(checkpoint, runs[form, "train"], limit=num_held_out)
+            found[form] = {
+                "recipe": names[form],
+                "accuracy": {question: accuracy(answers[question], question) for question in questions},
+                "accuracy_on_training_clips": {
+                    question: accuracy(given, question) for question, given in again.items()
+                },
+                "first_loss": losses[0],
+                "last_loss": losses[-1],
+                "prepare_seconds": round(prepared - began, 1),
+                "train_seconds": round(trained - prepared, 1),
+            }
     return {
         "clips": num_clips,
         "held_out": num_held_out,
         "steps": num_steps,
         "seed": seed,
+        "joint": joint,
         "answers": "initials" if initials else "words",
         "settings": [*SETTINGS, *settings],
         "date": time.strftime("%Y-%m-%d"),
@@ -262,8 +271,9 @@ def table_text(report: dict[str, Any]) -> str:
     names = list(next(iter(report["forms"].values()))["accuracy"])
     lines = [
         f"Measured {report['date']} on {report['machine']}, load {report['load_average']}: {report['clips']} clips, "
-        f"{report['steps']} steps, seed {report['seed']}, judged on {report['held_out']} held-out clips. Answers are "
-        f"{report['answers']}; share that greedy decoding gives exactly, with the 95 % interval.",
+        f"{report['steps']} steps, {'one model of all inputs' if report['joint'] else 'a model each'}, seed {report['seed']}, "
+        f"judged on {report['held_out']} held-out clips. Answers are {report['answers']}; "
+        "share that greedy decoding gives exactly, with the 95 % interval.",
         "",
         "| input | " + " | ".join(names) + " | loss | train minutes |",
         "| --- |" + " ---: |" * (len(names) + 2),
@@ -285,7 +295,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: they were not trained and judged alike.
     """
-    for name in ("clips", "held_out", "steps", "seed", "answers", "settings"):
+    for name in ("clips", "held_out", "steps", "seed", "joint", "answers", "settings"):
         if any(report[name] != reports[0][name] for report in reports):
             raise ValueError(f"reports differ in {name}: {', '.join(str(report[name]) for report in reports)}")
     load = max(report["load_average"] for report in reports)

@@ -36,6 +36,19 @@ def test_colours_of_unseen_clips_are_learned_from_codec_canvases_and_from_frames
         assert found["low"] > 1.5 * found["chance"], (run.name, found)
 
 
+def test_one_model_of_all_inputs_is_judged_on_each(tmp_path: Path) -> None:
+    small = ["--clips", "6", "--held-out", "2", "--steps", "2", "--questions", "colour", "--budget", "4", "--joint"]
+    assert main([*small, "--work", str(tmp_path), "--json", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["joint"]
+    assert {form: found["recipe"] for form, found in report["forms"].items()} == {
+        "codec": "codec-4",
+        "frames": "uniform-4",
+    }
+    assert report["forms"]["codec"]["last_loss"] == report["forms"]["frames"]["last_loss"]
+    assert [path.name for path in tmp_path.glob("trained-*")] == ["trained-codec-frames-0"]
+
+
 @pytest.mark.slow
 def test_colours_counts_events_and_directions_of_unseen_clips_are_learned(tmp_path: Path) -> None:
     """Minutes."""
