@@ -202,6 +202,11 @@ class TokenizerConfig:
         return self.patch_px * self.merge
 
     @property
+    def reads_vectors(self) -> bool:
+        """Whether motion comes from the codec where it gives any: the published method. "evidence" always matches blocks."""
+        return self.policy == "saliency"
+
+    @property
     def candidates_per_group(self) -> int:
         """Most frames of a group that blocks are chosen from, its first included."""
         if self.policy == "evidence":

@@ -301,7 +301,8 @@ class _Stretch:
     def push(self, live: LiveFrame, seconds: float) -> list[StreamGroup]:
         """The next frame; its own pixels are let go."""
         frame = live.frame
-        item = (live, seconds, self._cells(frame), motion_vectors(frame), self._scaler.scaled(frame))
+        vectors = motion_vectors(frame) if self._config.reads_vectors else None
+        item = (live, seconds, self._cells(frame), vectors, self._scaler.scaled(frame))
         live.frame = None
         self._stats.num_frames += 1
         made: list[StreamGroup] = []

@@ -281,7 +281,9 @@ def _signalled_frames(
     )
     cells = layout.cells(probe.rotation_degrees)
     with frames_collected() as collect:
-        frames = decode_frames(source, probe, stats=stats, wanted=shown.tolist(), seek=False, export_vectors=True)
+        frames = decode_frames(
+            source, probe, stats=stats, wanted=shown.tolist(), seek=False, export_vectors=config.reads_vectors
+        )
         previous = -1
         for index, frame in frames:
             clock.lap("decode")
