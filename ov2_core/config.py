@@ -32,6 +32,8 @@ class GroupConfig:
 
     canvases_per_group: int = 4
     """1 I-canvas + P P-canvases. Released readers attend in windows of 4."""
+    max_canvases_per_group: int = 4
+    """Neighbouring groups become one, up to this many canvases, unless a spike divides them: 8 mixes 1 I + 3 P with 1 I + 7 P."""
     min_frames: int = 4
     """Fewest source frames in a group."""
     uniform_share: float = 0.5
@@ -47,6 +49,11 @@ class GroupConfig:
         if self.canvases_per_group < 2:
             raise ValueError(
                 f"groups.canvases_per_group must be >= 2 (1 I + at least 1 P), got {self.canvases_per_group}"
+            )
+        if self.max_canvases_per_group < self.canvases_per_group:
+            raise ValueError(
+                f"groups.max_canvases_per_group must be >= groups.canvases_per_group ({self.canvases_per_group}), "
+                f"got {self.max_canvases_per_group}"
             )
         if self.min_frames < self.canvases_per_group:
             raise ValueError(
@@ -206,12 +213,11 @@ class TokenizerConfig:
         """Whether motion comes from the codec where it gives any: the published method. "evidence" always matches blocks."""
         return self.policy == "saliency"
 
-    @property
-    def candidates_per_group(self) -> int:
-        """Most frames of a group that blocks are chosen from, its first included."""
+    def most_candidates(self, num_canvases: int) -> int:
+        """Most frames of a group of so many canvases that blocks are chosen from, its first included."""
         if self.policy == "evidence":
             return self.max_candidates
-        sampled = self.saliency_candidates_per_canvas * self.groups.canvases_per_group
+        sampled = self.saliency_candidates_per_canvas * num_canvases
         return min(self.max_candidates, max(sampled, self.groups.min_frames))
 
     @property

@@ -28,7 +28,7 @@ from ov2_core.signals.frame import BlockSignals
 from ov2_core.tokenized import Group, TokenizedVideo
 from ov2_core.tokenizer.canvas import frame_positions
 from ov2_core.tokenizer.frames import FRAMES_PER_WINDOW, fit_size, num_uniform_frames, sample_uniform
-from ov2_core.tokenizer.gop import bit_cost, num_groups, partition
+from ov2_core.tokenizer.gop import bit_cost, join, num_groups, partition
 from ov2_core.tokenizer.group import OpenGroup
 
 COST_BINS = 512
@@ -205,16 +205,17 @@ def _tokenize_codec(
         every = np.arange(min(probe.num_frames, config.budget))
         return _tokenize_whole_frames(source, probe, every, config, stats, clock)
     starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
+    starts, canvases = join(starts, probe.frame_bytes_T, probe.keyframe_T, config.groups)
+    firsts = np.concatenate([[0], np.cumsum(canvases)])
     shown = np.arange(probe.num_frames) if every_frame else frames_to_decode(probe, starts, config)
     whole = len(shown) == probe.num_frames
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
     scaler = layout.scaler(probe.rotation_degrees, config)
-    per_group = config.groups.canvases_per_group
-    images, positions = layout.empty(groups * per_group, config)
+    images, positions = layout.empty(int(firsts[-1]), config)
     ends = np.searchsorted(shown, starts)
     stands_for = np.diff(shown, append=probe.num_frames)
     group, count = 0, 0
-    open_group = _open_group(layout, probe, config, ends, 0)
+    open_group = _open_group(layout, probe, config, ends, canvases, 0)
     signalled = _signalled_frames(source, probe, config, layout, shown, stats, clock)
     for index, signals, frame in signalled:
         if index != shown[count]:
@@ -230,12 +231,12 @@ def _tokenize_codec(
         if count == ends[group + 1]:
             picks = open_group.close()
             clock.lap("select")
-            here = slice(group * per_group, (group + 1) * per_group)
+            here = slice(firsts[group], firsts[group + 1])
             pack_group(picks, scaler, layout, config, images[here], positions[here])
             clock.lap("pack")
             group += 1
-            if group < groups:
-                open_group = _open_group(layout, probe, config, ends, group)
+            if group < len(canvases):
+                open_group = _open_group(layout, probe, config, ends, canvases, group)
     if count < len(shown):
         return np.arange(count) if whole else None
     cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
@@ -243,24 +244,36 @@ def _tokenize_codec(
     ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
     made = tuple(
         Group(
-            first_image=g * per_group,
-            num_images=per_group,
+            first_image=int(firsts[g]),
+            num_images=int(canvases[g]),
             t_start=ticks[starts[g]],
             t_end=ticks[starts[g + 1]],
             num_frames=int(starts[g + 1] - starts[g]),
             bit_cost=float(share[g]),
         )
-        for g in range(groups)
+        for g in range(len(canvases))
     )
     return _result(probe, config, images, positions, made)
 
 
 def _open_group(
-    layout: CanvasLayout, probe: VideoProbe, config: TokenizerConfig, ends: npt.NDArray[np.intp], group: int
+    layout: CanvasLayout,
+    probe: VideoProbe,
+    config: TokenizerConfig,
+    ends: npt.NDArray[np.intp],
+    canvases: npt.NDArray[np.int64],
+    group: int,
 ) -> OpenGroup:
     """The group that takes the decoded frames [ends[group], ends[group + 1])."""
     count = int(ends[group + 1] - ends[group])
-    return OpenGroup(num_frames=count, rows=layout.rows, columns=layout.columns, fps=probe.fps, config=config)
+    return OpenGroup(
+        num_frames=count,
+        num_canvases=int(canvases[group]),
+        rows=layout.rows,
+        columns=layout.columns,
+        fps=probe.fps,
+        config=config,
+    )
 
 
 def _signalled_frames(

@@ -80,6 +80,37 @@ def partition(
     return _spread(np.array([0, *snapped, total], np.int64), config.min_frames)
 
 
+def join(
+    starts: npt.NDArray[np.int64],
+    frame_bytes_T: npt.NDArray[np.int64],
+    keyframe_T: npt.NDArray[np.bool_],
+    config: GroupConfig,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Neighbouring groups joined, from the first on, up to max_canvases_per_group; not across a boundary that stands on a spike.
+
+    What a group saves is an I-canvas: its blocks go where they are needed. The clip's canvases stay as many.
+
+    Args:
+        starts: [G + 1] of equal groups (partition).
+
+    Returns:
+        ([H + 1] starts, [H] canvases of each group).
+    """
+    spike = spikes(
+        bit_cost(frame_bytes_T, keyframe_T, window_frames=config.median_window_frames),
+        window_frames=config.median_window_frames,
+    )
+    kept, canvases = [0], [config.canvases_per_group]
+    for start in starts[1:-1].tolist():
+        more = canvases[-1] + config.canvases_per_group
+        if more <= config.max_canvases_per_group and spike[start] <= config.spike_ratio:
+            canvases[-1] = more
+        else:
+            kept.append(start)
+            canvases.append(config.canvases_per_group)
+    return np.array([*kept, starts[-1]], np.int64), np.array(canvases, np.int64)
+
+
 def spikes(cost_T: npt.NDArray[np.float64], *, window_frames: int) -> npt.NDArray[np.float64]:
     """[T] cost of each frame in multiples of its local median."""
     ratio: npt.NDArray[np.float64] = cost_T / np.maximum(local_median(cost_T, window_frames=window_frames), 1.0)

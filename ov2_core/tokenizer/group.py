@@ -1,6 +1,6 @@
 """An open group: takes the signals of its frames one by one, in bounded memory, and at its end says which blocks are shown.
 
-At most `candidates_per_group` of its frames stay candidates: the first (the I-canvas) and one in each slot of time, the most
+At most `most_candidates` of its frames stay candidates: the first (the I-canvas) and one in each slot of time, the most
 active of its slot. Slots are equal where the partition has told how many frames will come; of a stream nobody knows, and the
 two neighbouring slots that are shortest together become one whenever there is one too many. A group that is short enough keeps
 every frame. Any object stands for a frame's pixels; those of frames that fell out are let go.
@@ -52,16 +52,27 @@ class OpenGroup:
 
     Args:
         num_frames: frames that will be pushed, >= config.groups.min_frames; None: not known, as of a stream.
+        num_canvases: that the group fills; None: config.groups.canvases_per_group.
         rows, columns: blocks of a canvas.
         fps: ticks a second.
     """
 
-    def __init__(self, *, num_frames: int | None, rows: int, columns: int, fps: float, config: TokenizerConfig) -> None:
+    def __init__(
+        self,
+        *,
+        num_frames: int | None,
+        num_canvases: int | None = None,
+        rows: int,
+        columns: int,
+        fps: float,
+        config: TokenizerConfig,
+    ) -> None:
         self._num_frames = num_frames
         self._num_blocks, self._columns = rows * columns, columns
         self._fps = fps
         self._config = config
-        most = config.candidates_per_group
+        self._num_canvases = num_canvases or config.groups.canvases_per_group
+        most = config.most_candidates(self._num_canvases)
         self._num_slots = most if num_frames is None else min(num_frames, most)
         self._slots: list[_Slot] = []
         self._pushed = 0
@@ -130,11 +141,11 @@ class OpenGroup:
 
         Returns:
             Picks in order of time. The first is the group's first frame with all its blocks: the I-canvas; the others hold
-            (canvases_per_group - 1) x num_blocks blocks together.
+            (num_canvases - 1) x rows x columns blocks together.
         """
         assert self._num_frames in (None, self._pushed), f"{self._pushed} of {self._num_frames} frames were pushed"
         config, slots = self._config, self._slots
-        budget = (config.groups.canvases_per_group - 1) * self._num_blocks
+        budget = (self._num_canvases - 1) * self._num_blocks
         if config.policy == "evidence":
             chosen = self._select_by_hold(budget)
         else:

@@ -50,15 +50,38 @@ def test_one_model_of_all_inputs_is_judged_on_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_colours_counts_events_and_directions_of_unseen_clips_are_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["codec", "frames"])
+def test_colours_and_events_of_unseen_clips_are_learned(tmp_path: Path, form: str) -> None:
     """Minutes."""
-    arguments = ["--clips", "2000", "--steps", "600", "--work", str(tmp_path), "--json", str(tmp_path / "report.json")]
-    assert main(arguments) == 0
+    arguments = ["--clips", "2000", "--steps", "600", "--questions", "colour,event", "--input", form]
+    assert main([*arguments, "--work", str(tmp_path), "--json", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    for form in ("codec", "frames"):
-        for question in ("colour", "count", "event"):
-            found = report["forms"][form]["accuracy"][question]
-            assert found["low"] > 2 * found["chance"], (form, question, found)
+    for question in ("colour", "event"):
+        found = report["forms"][form]["accuracy"][question]
+        assert found["low"] > 2 * found["chance"], (form, question, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["codec", "frames"])
+def test_the_count_of_unseen_clips_is_learned(tmp_path: Path, form: str) -> None:
+    """Minutes. Asked alone, at a rate that hardly falls (docs/benchmarks.md)."""
+    arguments = [
+        "--clips",
+        "3000",
+        "--steps",
+        "900",
+        "--questions",
+        "count",
+        "--input",
+        form,
+        "--set",
+        "schedule_steps=3000",
+    ]
+    for part in ("visual", "connector", "language"):
+        arguments += ["--set", f"{part}.learning_rate=1e-3"]
+    assert main([*arguments, "--work", str(tmp_path), "--json", str(tmp_path / "report.json")]) == 0
+    found = json.loads((tmp_path / "report.json").read_text())["forms"][form]["accuracy"]["count"]
+    assert found["low"] > 2 * found["chance"], found
 
 
 def test_intervals_are_those_of_wilson() -> None:
