@@ -32,8 +32,9 @@ class GroupConfig:
 
     canvases_per_group: int = 4
     """1 I-canvas + P P-canvases. Released readers attend in windows of 4."""
-    max_canvases_per_group: int = 4
-    """Neighbouring groups become one, up to this many canvases, unless a spike divides them: 8 mixes 1 I + 3 P with 1 I + 7 P."""
+    max_canvases_per_group: int = 0
+    """Neighbouring groups become one, up to this many canvases, unless a spike divides them: 8 mixes 1 I + 3 P with 1 I + 7 P.
+    0: none do."""
     min_frames: int = 4
     """Fewest source frames in a group."""
     uniform_share: float = 0.5
@@ -50,9 +51,9 @@ class GroupConfig:
             raise ValueError(
                 f"groups.canvases_per_group must be >= 2 (1 I + at least 1 P), got {self.canvases_per_group}"
             )
-        if self.max_canvases_per_group < self.canvases_per_group:
+        if self.max_canvases_per_group and self.max_canvases_per_group < self.canvases_per_group:
             raise ValueError(
-                f"groups.max_canvases_per_group must be >= groups.canvases_per_group ({self.canvases_per_group}), "
+                f"groups.max_canvases_per_group must be >= groups.canvases_per_group ({self.canvases_per_group}) or 0, "
                 f"got {self.max_canvases_per_group}"
             )
         if self.min_frames < self.canvases_per_group:
@@ -150,6 +151,9 @@ class TokenizerConfig:
     """Frames of a group whose pixels are kept while it is open; bounds memory for long groups."""
     saliency_candidates_per_canvas: int = 8
     """The same for policy "saliency", per canvas: choosing among fewer frames keeps the blocks of one event together."""
+    keyframe_reach: float = 0.0
+    """Uniform mode: a sample moves to a keyframe that is at most this share of the sampling step away, which saves decoding where
+    samples are about as far apart as keyframes. 0: samples stay at equal steps."""
     max_step_seconds: float = 0.1
     """Codec mode: frames that no other frame needs are not decoded where what is left is at most this far apart. 0: decode all."""
     jpeg_quality: int = 95
@@ -194,6 +198,8 @@ class TokenizerConfig:
             )
         if self.saliency_candidates_per_canvas < 1:
             raise ValueError(f"saliency_candidates_per_canvas must be >= 1, got {self.saliency_candidates_per_canvas}")
+        if not 0 <= self.keyframe_reach < 0.5:
+            raise ValueError(f"keyframe_reach must be in [0, 0.5), got {self.keyframe_reach}")
         if not 0 <= self.max_step_seconds < math.inf:
             raise ValueError(
                 f"max_step_seconds must be >= 0 and finite, got {self.max_step_seconds}; 0 decodes every frame"

@@ -27,7 +27,7 @@ from ov2_core.media.probe import VideoProbe, probe_video, restrict
 from ov2_core.signals.frame import BlockSignals
 from ov2_core.tokenized import Group, TokenizedVideo
 from ov2_core.tokenizer.canvas import frame_positions
-from ov2_core.tokenizer.frames import FRAMES_PER_WINDOW, fit_size, num_uniform_frames, sample_uniform
+from ov2_core.tokenizer.frames import FRAMES_PER_WINDOW, fit_size, move_to_keyframes, num_uniform_frames, sample_uniform
 from ov2_core.tokenizer.gop import bit_cost, join, num_groups, partition
 from ov2_core.tokenizer.group import OpenGroup
 
@@ -315,7 +315,9 @@ def _tokenize_uniform(
     source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock
 ) -> _Outcome:
     count = num_uniform_frames(probe.num_frames, probe.duration_seconds, config)
-    return _tokenize_whole_frames(source, probe, sample_uniform(probe.seconds_T, count), config, stats, clock)
+    chosen = sample_uniform(probe.seconds_T, count)
+    chosen = move_to_keyframes(chosen, probe.seconds_T, probe.keyframe_T, reach=config.keyframe_reach)
+    return _tokenize_whole_frames(source, probe, chosen, config, stats, clock)
 
 
 def _tokenize_whole_frames(

@@ -35,6 +35,41 @@ def num_uniform_frames(num_frames: int, duration_seconds: float, config: Tokeniz
     return min(wanted, num_frames)
 
 
+def move_to_keyframes(
+    chosen: npt.NDArray[np.int64],
+    seconds_T: npt.NDArray[np.float64],
+    keyframe_T: npt.NDArray[np.bool_],
+    *,
+    reach: float,
+) -> npt.NDArray[np.int64]:
+    """Ascending samples, each at the nearest keyframe that is at most `reach` (below 0.5) of the mean sampling step away.
+
+    A keyframe costs one decoded frame, any other the frames since the keyframe before it. Two samples that share a nearest
+    keyframe: the nearer one moves, the earlier of equals.
+    """
+    keyframes = np.flatnonzero(keyframe_T)
+    if reach == 0 or len(chosen) < 2 or not len(keyframes):
+        return chosen
+    at, keys = seconds_T[chosen], seconds_T[keyframes]
+    right = (
+        np.clip(np.searchsorted(keys, at), 1, max(len(keys) - 1, 1)) if len(keys) > 1 else np.zeros(len(at), np.int64)
+    )
+    left = np.maximum(right - 1, 0)
+    nearest = np.where(at - keys[left] <= keys[right] - at, left, right)
+    distance = np.abs(keys[nearest] - at)
+    moved = chosen.copy()
+    taken = set(chosen.tolist())
+    for i in np.lexsort((np.arange(len(at)), distance)).tolist():
+        target = int(keyframes[nearest[i]])
+        if distance[i] <= reach * (at[-1] - at[0]) / (len(at) - 1) and target not in taken:
+            low = moved[i - 1] if i else -1
+            high = moved[i + 1] if i + 1 < len(moved) else len(seconds_T)
+            if low < target < high:
+                taken.add(target)
+                moved[i] = target
+    return moved
+
+
 def sample_uniform(seconds_T: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
     """[count] ascending, distinct frame indices at equal steps of time from the first frame to the last.
 

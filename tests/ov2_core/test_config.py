@@ -96,6 +96,7 @@ def test_config_refuses_impossible_values(make):
             "groups.median_window_frames", "evidence.event_blocks",
         ) for value in ("0", "-1")),
         ("budget=3", "budget"), ("patch_px=15", "patch_px"), ("patch_px=10000", "patch_px"), ("merge=10000", "merge"),
+        ("groups.max_canvases_per_group=3", "groups.max_canvases_per_group"),
         ("groups.canvases_per_group=5", "groups.min_frames"), ("groups.min_frames=97", "groups.min_frames"),
         ("groups.median_window_frames=1000001", "groups.median_window_frames"), ("timestamp_decimal=7", "timestamp_decimal"),
         ("frames_by_seconds=[[8,8],[4,16]]", "frames_by_seconds"), ("frames_by_seconds=[[8,0]]", "frames_by_seconds"),

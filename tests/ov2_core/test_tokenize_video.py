@@ -203,6 +203,23 @@ def test_a_damaged_clip_is_looked_at_whole(tmp_path):
     assert {"undecodable_frames", "decode_errors"} & set(video.flags)
 
 
+@pytest.mark.parametrize("policy", ["saliency", "evidence"])
+def test_groups_of_four_and_of_eight_canvases_in_one_clip(tmp_path, policy):
+    """Three groups' worth of canvases: the first two groups become one; all canvases are filled, the table says how."""
+    path = str(tmp_path / "clip.mp4")
+    write_canary_clip(path, video_id=9, num_frames=96)
+    config = TokenizerConfig(policy=policy, budget=12, groups=GroupConfig(max_canvases_per_group=8))
+    video = tokenize_video(path, config)
+    check_layout(video, 12)
+    assert [g.num_images for g in video.groups] == [8, 4]
+    assert len(video.images_NHW3) == 12
+    for t, row, column, pixels in blocks_of(video):
+        canary = read_canary(pixels)
+        assert (canary.video_id, canary.frame, canary.row, canary.column) == (9, t, row, column)
+    fixed = tokenize_video(path, replace(config, groups=GroupConfig()))
+    assert {g.t_start for g in video.groups} < {g.t_start for g in fixed.groups}
+
+
 def test_evidence_renews_what_changes_and_leaves_the_rest(tmp_path):
     """On a clip with one moving figure, both policies look at the figure far more often than at the wall."""
     truth = write_rope_clip(tmp_path / "rope.mp4", seed=5, seconds=4.0)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ov2_core.config import GroupConfig
-from ov2_core.tokenizer.gop import bit_cost, local_median, num_groups, partition
+from ov2_core.tokenizer.gop import bit_cost, join, local_median, num_groups, partition, spikes
 
 CONFIG = GroupConfig()
 
@@ -79,3 +79,31 @@ def test_num_groups_is_bounded_by_budget_and_frames(frames, budget, expected):
 def test_partition_refuses_more_groups_than_frames_allow():
     with pytest.raises(ValueError, match=r"1\.\.2"):
         partition(np.ones(8, int), np.zeros(8, bool), groups=3, config=CONFIG)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_joined_groups_keep_the_canvases_and_the_boundaries_on_spikes(data):
+    total = data.draw(st.integers(8, 300))
+    groups = data.draw(st.integers(1, total // 4))
+    most = data.draw(st.sampled_from([0, 4, 8, 9, 16]))
+    size = np.array(data.draw(st.lists(st.integers(1, 10**4), min_size=total, max_size=total)))
+    key = np.zeros(total, bool)
+    starts = partition(size, key, groups=groups, config=CONFIG)
+    joined, canvases = join(starts, size, key, GroupConfig(max_canvases_per_group=most))
+    assert canvases.sum() == groups * 4
+    assert canvases.max() <= max(most, 4)
+    assert len(joined) == len(canvases) + 1
+    assert set(joined.tolist()) <= set(starts.tolist())
+    spike = spikes(bit_cost(size, key, window_frames=61), window_frames=61)
+    assert {s for s in starts[1:-1].tolist() if spike[s] > CONFIG.spike_ratio} <= set(joined.tolist())
+    if most < 8:
+        assert joined.tolist() == starts.tolist()
+
+
+def test_groups_of_even_cost_join_in_pairs():
+    size, key = np.full(120, 1000), np.zeros(120, bool)
+    starts = partition(size, key, groups=5, config=CONFIG)
+    joined, canvases = join(starts, size, key, GroupConfig(max_canvases_per_group=8))
+    assert canvases.tolist() == [8, 8, 4]
+    assert joined.tolist() == [0, 48, 96, 120]
