@@ -195,8 +195,8 @@ def _decode_sparse(
 
 
 def _needed(packets: Iterator[Any], probe: VideoProbe, wanted: Sequence[int] | None) -> Iterator[Any]:
-    """The packets without those of frames that are neither wanted nor needed by others."""
-    if wanted is None or probe.pts_T is None:
+    """The packets without those of frames that are neither wanted nor needed by others. All, where stamps do not tell."""
+    if wanted is None or probe.pts_T is None or "missing_pts" in probe.flags:
         return packets
     free = probe.discardable_T.copy()
     free[list(wanted)] = False

@@ -1,11 +1,13 @@
 """Frames that no other frame needs: leaving them out changes no pixel of the rest."""
 
+from dataclasses import replace
+
 import av
 import numpy as np
 import pytest
 
 from ov2_core.evals.clips import canary_frame, write_clip
-from ov2_core.media.decode import DecodeStats, decode_frames
+from ov2_core.media.decode import DecodeStats, _needed, decode_frames
 from ov2_core.media.probe import probe_video
 from ov2_core.media.reference import discardable_test
 
@@ -48,6 +50,20 @@ def test_the_decoder_agrees_which_they_are(tmp_path):
         stream.codec_context.skip_frame = "NONREF"
         decoded = sum(1 for _ in container.decode(stream))
     assert decoded == (~probe_video(path).discardable_T).sum()
+
+
+def test_without_trusted_stamps_everything_is_decoded(tmp_path):
+    """The probe of such a file tells frames by dts, packets by pts: a frame that others need could be left out."""
+    path = clip(tmp_path / "clip.mp4", "libx264")
+    probe = probe_video(path)
+    wanted = np.flatnonzero(~probe.discardable_T).tolist()
+
+    def fed(probe):
+        with av.open(path) as container:
+            return sum(packet.size > 0 for packet in _needed(container.demux(video=0), probe, wanted))
+
+    assert fed(probe) == len(wanted) < 48
+    assert fed(replace(probe, flags=("missing_pts",))) == 48
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libvpx-vp9", "libsvtav1"])
