@@ -114,12 +114,17 @@ def tokenize_stream(
         Groups in order of time.
 
     Raises:
-        ValueError: a mode other than "codec", or times that are not positive; before anything is opened.
+        ValueError: a mode other than "codec", groups of several sizes, or times that are not positive; before anything is opened.
         BadItemError: the source cannot be opened, holds no video, no frame of it decodes, or its frames are too large.
     """
     if config.mode != "codec":
         raise ValueError(
             f'a stream is tokenized in mode "codec", got mode {config.mode!r}; use a recipe codec-N or evidence-N'
+        )
+    if config.groups.max_canvases_per_group > config.groups.canvases_per_group:
+        raise ValueError(
+            f"groups.max_canvases_per_group is for whole clips, got {config.groups.max_canvases_per_group}: all groups of a stream "
+            "have groups.canvases_per_group"
         )
     for name, value in (("timeout_seconds", timeout_seconds), ("max_seconds", max_seconds)):
         if value is not None and not 0 < value < float("inf"):

@@ -5,6 +5,7 @@ import io
 import os
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -362,6 +363,9 @@ def test_what_cannot_be_streamed_is_refused_before_it_is_opened(tmp_path):
     for name in ("uniform-8", "stills"):
         with pytest.raises(ValueError, match="mode"):
             tokenize_stream("nowhere.mp4", recipe(name).tokenizer, FAST)
+    joined = replace(CONFIG, groups=replace(CONFIG.groups, max_canvases_per_group=8))
+    with pytest.raises(ValueError, match=r"groups\.max_canvases_per_group"):
+        tokenize_stream("nowhere.mp4", joined, FAST)
     for name in ("timeout_seconds", "max_seconds"):
         for value in (0.0, -1.0, float("nan"), float("inf")):
             with pytest.raises(ValueError, match=name):
