@@ -165,6 +165,7 @@ class _Clock:
 
 _Outcome = TokenizedVideo | npt.NDArray[np.int64]
 """A result, or the indices of the frames that decode where some do not."""
+TIME_EPSILON_SECONDS = 1e-6
 MIN_DECODED_PER_CANVAS = 2
 """Frames are passed over only where every group has this many left for each of its canvases."""
 
@@ -185,7 +186,10 @@ def frames_to_decode(
     kept = np.flatnonzero(needed)
     steps = np.diff(probe.seconds_T[kept], append=probe.seconds_T[-1])
     fewest = np.diff(np.searchsorted(kept, starts)).min()
-    if steps.max() > config.max_step_seconds or fewest < MIN_DECODED_PER_CANVAS * config.groups.canvases_per_group:
+    if (
+        steps.max() > config.max_step_seconds + TIME_EPSILON_SECONDS
+        or fewest < MIN_DECODED_PER_CANVAS * config.groups.canvases_per_group
+    ):
         return np.arange(probe.num_frames)
     return kept
 

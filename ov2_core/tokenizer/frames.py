@@ -51,11 +51,9 @@ def move_to_keyframes(
     if reach == 0 or len(chosen) < 2 or not len(keyframes):
         return chosen
     at, keys = seconds_T[chosen], seconds_T[keyframes]
-    right = (
-        np.clip(np.searchsorted(keys, at), 1, max(len(keys) - 1, 1)) if len(keys) > 1 else np.zeros(len(at), np.int64)
-    )
+    right = np.minimum(np.searchsorted(keys, at), len(keys) - 1)
     left = np.maximum(right - 1, 0)
-    nearest = np.where(at - keys[left] <= keys[right] - at, left, right)
+    nearest = np.where(np.abs(keys[left] - at) <= np.abs(keys[right] - at), left, right)
     distance = np.abs(keys[nearest] - at)
     moved = chosen.copy()
     taken = set(chosen.tolist())
