@@ -173,7 +173,7 @@ class TokenizerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.patch_px % 2:
-            raise ValueError(f"patch_px must be even (motion is searched at half resolution), got {self.patch_px}")
+            raise ValueError(f"patch_px must be even (canvases keep colour at half resolution), got {self.patch_px}")
         for name in ("area_px", "still_area_px"):
             if getattr(self, name) < self.block_px**2:
                 raise ValueError(

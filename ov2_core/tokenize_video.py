@@ -305,9 +305,11 @@ def _signalled_frames(
         for index, frame in frames:
             clock.lap("decode")
             back, ahead = probe.anchor_distance_T2[index].tolist()
+            vectors = motion_vectors(frame) if config.reads_vectors else None
             signals = extractor.extract(
-                cells(frame), vectors=motion_vectors(frame), frames_back=back, frames_ahead=ahead, step=index - previous
+                cells(frame), vectors=vectors, frames_back=back, frames_ahead=ahead, step=index - previous
             )
+            del vectors
             previous = index
             clock.lap("signals")
             yield index, signals, frame

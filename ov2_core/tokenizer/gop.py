@@ -96,6 +96,8 @@ def join(
     Returns:
         ([H + 1] starts, [H] canvases of each group).
     """
+    if config.max_canvases_per_group < 2 * config.canvases_per_group:
+        return starts, np.full(len(starts) - 1, config.canvases_per_group, np.int64)
     spike = spikes(
         bit_cost(frame_bytes_T, keyframe_T, window_frames=config.median_window_frames),
         window_frames=config.median_window_frames,
