@@ -17,6 +17,7 @@ BEGIN, END = "<!-- bench tokenizer: begin -->", "<!-- bench tokenizer: end -->"
 EQUAL_TOKENS = 0.02
 """Largest relative difference in tokens at which two selections are compared in the summary."""
 POLICIES = ("uniform", "saliency", "evidence", "peer", "peer as delivered")
+COST_KINDS = POLICIES[:-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,7 @@ def print_tables(report: dict[str, Any]) -> None:
     """To the terminal."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)
+        console = Console(width=200)
     console.print(_provenance(report))
     for text in tables_of(report):
         table = Table(title=text.title, caption=text.note, caption_justify="left")
@@ -142,6 +143,7 @@ def _summary(report: dict[str, Any]) -> TextTable:
                     _signed(_mean(gains), 2),
                     f"{_signed(min(gains, default=None), 1)} .. {_signed(max(gains, default=None), 1)}",
                     _signed(_mean(similar), 3),
+                    _signed(min(similar), 3),
                     str(wins) if policy != "uniform" else "-",
                     _fixed(_mean([c["event_recall"] for c in events]), 2),
                     _fixed(_mean([c["strict_recall"] for c in events]), 2),
@@ -155,7 +157,18 @@ def _summary(report: dict[str, Any]) -> TextTable:
             "evidence optimises nearly this PSNR, so read SSIM and events beside it. Events: generated clips alone. "
             '"peer" is its selection with the same source pixels as ours; "as delivered" has its own scaling and JPEG.'
         ),
-        header=("selection", "images", "clips", "PSNR gain dB", "range", "SSIM gain", "wins", "event recall", "strict"),
+        header=(
+            "selection",
+            "images",
+            "clips",
+            "PSNR gain dB",
+            "range",
+            "SSIM gain",
+            "least",
+            "wins",
+            "event recall",
+            "strict",
+        ),
         rows=tuple(rows),
     )
 
@@ -180,7 +193,7 @@ def _costs(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[tuple[int 
 def _cost_summary(report: dict[str, Any]) -> TextTable:
     rows = []
     for budget in report["settings"]["budgets"]:
-        for kind in ("uniform", "saliency", "evidence", "peer"):
+        for kind in COST_KINDS:
             pairs = []
             for clip, costs in _costs(report):
                 mine, decode = costs.get((budget, kind)), costs.get((None, "decode"))
@@ -227,57 +240,70 @@ def _cost_summary(report: dict[str, Any]) -> TextTable:
 
 
 def _quality(report: dict[str, Any], budget: int) -> TextTable:
+    compared = tuple(p for p in POLICIES[1:] if p != "peer as delivered" and _cases(report, budget, p))
+    by_policy = {policy: _cases(report, budget, policy) for policy in ("uniform", *compared)}
     rows = []
-    for clip in report["clips"]:
-        for policy in POLICIES:
-            case = _cases({"clips": [clip]}, budget, policy).get(clip["name"])
-            if case is None or policy == "peer as delivered":
-                continue
-            rows.append(
-                (
-                    clip["name"] if policy == "uniform" else "",
-                    policy,
-                    str(case["tokens"]),
-                    _fixed(case["psnr_db"], 2) if case["psnr_db"] is not None else "exact",
-                    _fixed(case["ssim"], 3),
-                    _fixed(case["event_recall"], 2),
-                    _fixed(case["strict_recall"], 2),
-                )
+    for name, uniform in by_policy["uniform"].items():
+        cases = [c if c and _comparable(c, uniform) else None for c in (by_policy[p].get(name) for p in compared)]
+        rows.append(
+            (
+                name,
+                str(uniform["tokens"]),
+                _fixed(uniform["psnr_db"], 1) if uniform["psnr_db"] is not None else "exact",
+                *(_gain_db(case, uniform) for case in cases),
+                *("-" if case is None else _signed(case["ssim"] - uniform["ssim"], 3) for case in cases),
+                *("-" if case is None else _fixed(case["strict_recall"], 2) for case in (uniform, *cases)),
             )
+        )
     return TextTable(
         title=f"Quality by clip, {budget} images",
-        note="Tokens differ where the peer rounds a frame's size to the grid and we floor it, and for clips too short.",
-        header=("clip", "selection", "tokens", "PSNR dB", "SSIM", "event recall", "strict"),
+        note=(
+            "Gains over uniform frames; - where the tokens are not as many (the peer rounds a frame's size to the grid where we "
+            "floor it) or nothing was measured."
+        ),
+        header=(
+            "clip",
+            "tokens",
+            "uniform dB",
+            *(f"{policy} dB" for policy in compared),
+            *(f"{policy} SSIM" for policy in compared),
+            *(f"{policy} strict" for policy in ("uniform", *compared)),
+        ),
         rows=tuple(rows),
     )
 
 
+def _gain_db(case: dict[str, Any] | None, uniform: dict[str, Any]) -> str:
+    if case is None:
+        return "-"
+    if case["psnr_db"] is None:
+        return "exact"
+    return _signed(case["psnr_db"] - uniform["psnr_db"], 1) if uniform["psnr_db"] is not None else "-"
+
+
 def _cost(report: dict[str, Any], budget: int) -> TextTable:
+    kinds = [k for k in COST_KINDS if any((budget, k) in costs for _, costs in _costs(report))]
     rows = []
     for clip, costs in _costs(report):
-        for kind in ("decode", "uniform", "saliency", "evidence", "peer"):
-            cost = costs.get((None if kind == "decode" else budget, kind))
-            if cost is None or "cpu_seconds" not in cost:
-                continue
-            about = (
-                f"{clip['name']} ({clip['codec']} {clip['width_px']}x{clip['height_px']}, {clip['num_frames']} frames)"
+        decode = costs.get((None, "decode"), {})
+        if "cpu_seconds" not in decode:
+            continue
+        plain = decode["cpu_seconds"]
+        measured = [
+            cost if "cpu_seconds" in cost else None for cost in (costs.get((budget, kind), {}) for kind in kinds)
+        ]
+        rows.append(
+            (
+                f"{clip['name']} ({clip['codec']} {clip['width_px']}x{clip['height_px']}, {clip['num_frames']} frames)",
+                f"{plain['median']:.3f} ({plain['min']:.3f} .. {plain['max']:.3f})",
+                *("-" if c is None else f"{c['cpu_seconds']['median'] / plain['median']:.2f}" for c in measured),
+                *("-" if c is None else f"{c['peak_rss_bytes']['median'] / 2**20:.0f}" for c in measured),
             )
-            cpu, memory = cost["cpu_seconds"], cost["peak_rss_bytes"]["median"]
-            rows.append(
-                (
-                    about if kind == "decode" else "",
-                    kind,
-                    f"{cpu['median']:.2f}",
-                    f"{cpu['min']:.2f} .. {cpu['max']:.2f}",
-                    f"{cost['wall_seconds']['median']:.2f}",
-                    f"{memory / 2**20:.0f}",
-                    f"{(memory - cost['rss_before_bytes']['median']) / 2**20:.0f}",
-                )
-            )
+        )
     return TextTable(
         title=f"Cost by clip, {budget} images",
-        note="Median, and the least and most of the repeats. The last column is the peak above what the warm process held before.",
-        header=("clip", "kind", "CPU s", "range", "wall s", "peak MiB", "above start MiB"),
+        note="CPU seconds of a plain decode, median (least .. most); the others as multiples of it; peak memory of the process.",
+        header=("clip", "decode CPU s", *(f"{k} x" for k in kinds), *(f"{k} MiB" for k in kinds)),
         rows=tuple(rows),
     )
 

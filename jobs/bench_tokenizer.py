@@ -17,25 +17,48 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from jobs.bench_measure import RECIPES
 from jobs.bench_peer import PEER_VERSION, find_peer, run_peer
 from jobs.bench_report import print_tables, write_markdown
 from ov2_core.errors import BadItemError
-from ov2_core.evals.clips import Camera, ClipTruth, write_rope_clip
+from ov2_core.evals.clips import Camera, ClipTruth, rope_clip, write_clip, write_rope_clip
+from ov2_core.evals.varied_clips import Scene, varied_clip
 from ov2_core.media.probe import probe_video
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg", ".flv")
 WARMUP_SECONDS = 2.0
 CHILD_TIMEOUT_SECONDS = 900
-_GENERATED: tuple[tuple[str, str, Camera, float], ...] = (
-    ("rope-static", "libx264", "static", 30),
-    ("rope-panning", "libx264", "panning", 30),
-    ("rope-shaking", "libx264", "shaking", 30),
-    ("rope-60fps", "libx264", "static", 60),
-    ("rope-hevc", "libx265", "static", 30),
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratedClip:
+    """A clip that the benchmark draws: its content ("rope" with a camera, or a scene of varied_clips), codec and format."""
+
+    name: str
+    content: Camera | Scene
+    codec: str = "libx264"
+    suffix: str = ".mp4"
+    fps: float = 30
+    size_px: tuple[int, int] = (960, 540)
+
+
+_GENERATED = (
+    GeneratedClip(name="rope-static", content="static"),
+    GeneratedClip(name="rope-panning", content="panning"),
+    GeneratedClip(name="rope-shaking", content="shaking"),
+    GeneratedClip(name="rope-60fps", content="static", fps=60),
+    GeneratedClip(name="rope-hevc", content="static", codec="libx265"),
+    GeneratedClip(name="shots-hevc", content="shots", codec="libx265", fps=24, size_px=(1024, 576)),
+    GeneratedClip(name="screen-1080p", content="screen", size_px=(1920, 1080)),
+    GeneratedClip(
+        name="low-light-vp9", content="low-light", codec="libvpx-vp9", suffix=".webm", fps=24, size_px=(640, 360)
+    ),
+    GeneratedClip(name="sport-av1", content="sport", codec="libsvtav1", suffix=".mkv", fps=60, size_px=(1280, 720)),
+    GeneratedClip(name="orbit-mpeg4", content="orbit", codec="mpeg4", suffix=".avi", fps=25, size_px=(1280, 720)),
 )
 
 
@@ -137,14 +160,21 @@ def _percent(share: float | None) -> str:
 
 def _generated(folder: Path, seconds: float) -> list[tuple[Path, ClipTruth | None]]:
     """The generated clips and their truth, written into the folder."""
-    clips: list[tuple[Path, ClipTruth | None]] = []
-    for seed, (name, codec, camera, fps) in enumerate(_GENERATED):
-        made = folder / f"{name}.mp4"
-        truth = write_rope_clip(
-            made, seed=seed, seconds=seconds, fps=fps, width_px=960, height_px=540, camera=camera, codec=codec
-        )
-        clips.append((made, truth))
-    return clips
+    return [
+        (folder / f"{clip.name}{clip.suffix}", _write_generated(clip, folder, seed=seed, seconds=seconds))
+        for seed, clip in enumerate(_GENERATED)
+    ]
+
+
+def _write_generated(clip: GeneratedClip, folder: Path, *, seed: int, seconds: float) -> ClipTruth:
+    width_px, height_px = clip.size_px
+    form = {"seed": seed, "seconds": seconds, "fps": clip.fps, "width_px": width_px, "height_px": height_px}
+    if clip.content in get_args(Camera):
+        truth, frames = rope_clip(camera=cast(Camera, clip.content), **form)
+    else:
+        truth, frames = varied_clip(cast(Scene, clip.content), **form)
+    write_clip(folder / f"{clip.name}{clip.suffix}", frames, fps=clip.fps, codec=clip.codec)
+    return truth
 
 
 def _bench_clip(

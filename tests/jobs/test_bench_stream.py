@@ -36,7 +36,7 @@ def test_streaming_keeps_most_of_the_evidence_of_a_rope_clip(tmp_path):
 
 
 def test_bench_tokenizer_stream_reports_lines_and_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "_GENERATED", (("rope-static", "libx264", "static", 30),))
+    monkeypatch.setattr(bench, "_GENERATED", (bench.GeneratedClip(name="rope-static", content="static"),))
     videos = tmp_path / "videos"
     videos.mkdir()
     (videos / "broken.mp4").write_bytes(b"nothing")

@@ -166,7 +166,7 @@ def run_in_process(kind, budget, path, warmups, folder):
 @pytest.fixture
 def quick(monkeypatch):
     """The whole command on one generated clip, children in this process."""
-    monkeypatch.setattr(bench, "_GENERATED", (("rope", "libx264", "static", 30.0),))
+    monkeypatch.setattr(bench, "_GENERATED", (bench.GeneratedClip(name="rope", content="static"),))
     monkeypatch.setattr(bench, "_run_child", run_in_process)
 
 
@@ -247,7 +247,7 @@ def test_summary_averages_gains_counts_wins_and_leaves_out_unequal_tokens():
     row = next(r for r in tables_of(synthetic_report(clips))[0].rows if r[0] == "evidence")
     assert row[2] == "3", "clips of equal tokens"
     assert row[3] == "+1.00", "mean of +3 and -1; the exact one has no decibels"
-    assert row[6] == "2", "the +3 and the exact one"
+    assert row[7] == "2", "the +3 and the exact one"
 
 
 def test_summary_is_repeated_on_the_clips_that_the_peer_could_do():
@@ -263,6 +263,38 @@ def test_summary_is_repeated_on_the_clips_that_the_peer_could_do():
     assert {r[0]: (r[2], r[3]) for r in whole.rows}["evidence"] == ("3", "+21.00")
     rows = {r[0]: (r[2], r[3]) for r in narrow.rows}
     assert rows == {"uniform": ("1", "+0.00"), "evidence": ("1", "+3.00"), "peer": ("1", "+1.00")}
+
+
+def test_tables_by_clip_give_gains_and_multiples_and_a_dash_where_tokens_differ():
+    costs = [
+        {
+            "budget": budget,
+            "kind": kind,
+            "cpu_seconds": {"median": cpu, "min": cpu, "max": cpu},
+            "wall_seconds": {"median": cpu},
+        }
+        | {"peak_rss_bytes": {"median": 3 << 20}}
+        for budget, kind, cpu in ((None, "decode", 2.0), (8, "uniform", 1.0), (8, "evidence", 3.0))
+    ]
+    cases = [
+        synthetic_case("uniform", 20.0),
+        synthetic_case("evidence", 23.0),
+        synthetic_case("peer", 99.0, tokens=150),
+    ]
+    form = {"codec": "h264", "width_px": 64, "height_px": 64, "num_frames": 9, "seconds": 1.0}
+    clip = {"name": "a", "cases": cases, "cost": costs, "jpeg": [], **form}
+    tables = {t.title: t for t in tables_of(synthetic_report([clip]))}
+    quality = tables["Quality by clip, 8 images"]
+    row = dict(zip(quality.header, quality.rows[0], strict=True))
+    assert (row["uniform dB"], row["evidence dB"], row["evidence SSIM"], row["peer dB"]) == (
+        "20.0",
+        "+3.0",
+        "+0.000",
+        "-",
+    )
+    cost = tables["Cost by clip, 8 images"]
+    row = dict(zip(cost.header, cost.rows[0], strict=True))
+    assert (row["uniform x"], row["evidence x"], row["evidence MiB"]) == ("0.50", "1.50", "3")
 
 
 @pytest.mark.slow
