@@ -11,7 +11,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ov2_core.config import TokenizerConfig, recipe
+from ov2_core.config import TokenizerConfig, recipe, with_overrides
 
 RECIPES = {"saliency": "codec", "evidence": "evidence", "uniform": "uniform"}
 """Kinds that tokenize, and their recipes."""
 
 
-def config_of(kind: str, budget: int) -> TokenizerConfig:
-    """The tokenizer config of a kind at a budget."""
-    return recipe(f"{RECIPES[kind]}-{budget}").tokenizer
+def config_of(kind: str, budget: int, overrides: Mapping[str, str] | None = None) -> TokenizerConfig:
+    """The tokenizer config of a kind at a budget, `overrides` as after --set."""
+    return with_overrides(recipe(f"{RECIPES[kind]}-{budget}"), dict(overrides or {})).tokenizer
 
 
 def encode_jpegs(images_NHW3: npt.NDArray[np.uint8], *, quality: int = 95, subsampling: str = "4:2:0") -> list[bytes]:
@@ -40,14 +40,14 @@ def encode_jpegs(images_NHW3: npt.NDArray[np.uint8], *, quality: int = 95, subsa
     return encoded
 
 
-def workload(kind: str, budget: int) -> Callable[[str], dict[str, Any]]:
+def workload(kind: str, budget: int, overrides: Mapping[str, str] | None = None) -> Callable[[str], dict[str, Any]]:
     """What is measured, as a function of the path."""
     if kind == "decode":
         return _decode_plainly
 
     from ov2_core.tokenize_video import tokenize_video
 
-    config = config_of(kind, budget)
+    config = config_of(kind, budget, overrides)
 
     def tokenize(path: str) -> dict[str, Any]:
         video = tokenize_video(path, config)
@@ -119,9 +119,9 @@ def _status_bytes(field: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """SPEC: {"kind", "budget", "video", "warmups"}."""
+    """SPEC: {"kind", "budget", "video", "warmups"} and maybe {"set": {key: value}}."""
     spec = json.loads(Path(argv[0]).read_text())
-    call = workload(spec["kind"], spec["budget"])
+    call = workload(spec["kind"], spec["budget"], spec.get("set"))
     for path in spec["warmups"]:
         call(path)
     Path(argv[1]).write_text(json.dumps(measure(call, spec["video"])))

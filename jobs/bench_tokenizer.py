@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -32,6 +32,7 @@ from ov2_core.media.probe import probe_video
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg", ".flv")
 WARMUP_SECONDS = 2.0
 CHILD_TIMEOUT_SECONDS = 900
+SPARSE_BEGIN, SPARSE_END = "<!-- bench sparse: begin -->", "<!-- bench sparse: end -->"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +85,11 @@ def run_benchmark(
     say(f"peer codec-video-prep: {peer_note}")
     report: dict[str, Any] = {
         "schema_version": 1,
-        "machine": _machine(),
-        "versions": _versions() | {"codec-video-prep": peer_note if peer else None},
+        "machine": machine_facts(),
+        "versions": version_facts() | {"codec-video-prep": peer_note if peer else None},
         "settings": {"budgets": budgets, "repeats": repeats, "generated_seconds": generated_seconds},
         "peer": {"ran": peer is not None, "note": peer_note, "expected_version": PEER_VERSION},
-        "load_average_before": _load(),
+        "load_average_before": load_average(),
         "clips": [],
     }
     with tempfile.TemporaryDirectory(prefix="ov2-bench-") as work:
@@ -113,7 +114,7 @@ def run_benchmark(
                 )
             )
             say(f"{path.name}: {time.perf_counter() - started:.0f} s")
-    report["load_average_after"] = _load()
+    report["load_average_after"] = load_average()
     return report
 
 
@@ -132,8 +133,8 @@ def run_stream_benchmark(
     real = [] if videos is None else _videos_in(videos)
     report: dict[str, Any] = {
         "schema_version": 1,
-        "machine": _machine(),
-        "versions": _versions(),
+        "machine": machine_facts(),
+        "versions": version_facts(),
         "settings": {"budgets": budgets, "generated_seconds": generated_seconds},
         "clips": [],
     }
@@ -205,10 +206,10 @@ def _bench_clip(
     runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
     images: dict[int, int] = {}
     for _ in range(repeats):
-        runs.setdefault((0, "decode"), []).append(_run_child("decode", 0, path, warmups, folder))
+        runs.setdefault((0, "decode"), []).append(run_child("decode", 0, path, warmups, folder))
         for budget in budgets:
             for kind in RECIPES:
-                result = _run_child(
+                result = run_child(
                     kind, images.get(budget, budget) if kind == "uniform" else budget, path, warmups, folder
                 )
                 runs.setdefault((budget, kind), []).append(result)
@@ -245,13 +246,19 @@ def _peer_folder(folder: Path, path: Path, budget: int) -> Path:
     return folder / "peer" / f"{path.name.replace('.', '_')}-{budget}"
 
 
-def _run_child(kind: str, budget: int, path: Path, warmups: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """One measurement of ours in a fresh process, or {"error": ...}."""
+def run_child(
+    kind: str,
+    budget: int,
+    path: Path,
+    warmups: Sequence[Path],
+    folder: Path,
+    overrides: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """One measurement of ours in a fresh process (jobs/bench_measure.py), or {"error": ...}."""
     spec, result = folder / "spec.json", folder / "result.json"
     result.unlink(missing_ok=True)
-    spec.write_text(
-        json.dumps({"kind": kind, "budget": budget, "video": str(path), "warmups": [str(p) for p in warmups]})
-    )
+    asked = {"kind": kind, "budget": budget, "video": str(path), "warmups": [str(p) for p in warmups]}
+    spec.write_text(json.dumps(asked | {"set": dict(overrides or {})}))
     root = str(Path(__file__).resolve().parent.parent)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
@@ -292,7 +299,8 @@ def _videos_in(folder: Path) -> list[Path]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
+    """CPU, how many may be used, system and date."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -303,7 +311,8 @@ def _machine() -> dict[str, Any]:
     return {"cpu": model, "usable_cpus": usable, "system": platform.system(), "date": time.strftime("%Y-%m-%d")}
 
 
-def _versions() -> dict[str, str]:
+def version_facts() -> dict[str, str]:
+    """What a number depends on: libraries and commit."""
     import av
 
     names = ("ov2-pipeline", "av", "numpy", "numba", "pillow")
@@ -320,7 +329,8 @@ def _commit() -> str:
     return asked.stdout.strip() or "unknown"
 
 
-def _load() -> list[float]:
+def load_average() -> list[float]:
+    """Over 1, 5 and 15 minutes."""
     return [round(x, 2) for x in os.getloadavg()]
 
 
@@ -343,10 +353,15 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument(
         "--stream", action="store_true", help="what streaming keeps of the offline quality; no costs, no peer"
     )
+    parser.add_argument("--sparse", action="store_true", help="a long video instead: cost against a decode, and memory")
+    parser.add_argument("--sparse-minutes", type=float, default=60.0, help="its length (default 60)")
+    parser.add_argument("--sparse-images", type=int, default=768, help="frames and canvases of it (default 768)")
     options = parser.parse_args(None if argv is None else list(argv))
     try:
         if options.stream:
             return _main_stream(options)
+        if options.sparse:
+            return _main_sparse(options)
         if options.from_json:
             report = json.loads(options.from_json.read_text())
         else:
@@ -386,6 +401,23 @@ def _main_stream(options: argparse.Namespace) -> int:
         options.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     print("\n".join(stream_lines(report["clips"])))
     return 1 if any("error" in clip for clip in report["clips"]) else 0
+
+
+def _main_sparse(options: argparse.Namespace) -> int:
+    from jobs.bench_markdown import write_section
+    from jobs.bench_sparse import run_sparse_benchmark, sparse_lines
+
+    if options.from_json:
+        report = json.loads(options.from_json.read_text())
+    else:
+        report = run_sparse_benchmark(minutes=options.sparse_minutes, images=options.sparse_images)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    text = "\n".join(sparse_lines(report))
+    print(text)
+    if options.markdown:
+        write_section(text, options.markdown, begin=SPARSE_BEGIN, end=SPARSE_END, heading="## Tokenizer: a long video")
+    return 1 if any("error" in way for way in report["ways"]) else 0
 
 
 if __name__ == "__main__":

@@ -355,6 +355,17 @@ def bench_poison(context: typer.Context) -> None:
 
 
 @bench_app.command(
+    "canary", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_canary(context: typer.Context) -> None:
+    """Clips whose pixels say who they are: every token, caption and feature is bound to its own. --help tells its options."""
+    with _errors():
+        from jobs.bench_canary import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
+@bench_app.command(
     "spatial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
 def bench_spatial(context: typer.Context) -> None:

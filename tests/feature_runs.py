@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ov2_core.config import recipe, with_overrides
-from ov2_core.evals.clips import read_canary, write_canary_clip
+from ov2_core.evals.clips import write_canary_clip
 from ov2_core.model import LlavaOnevision2Config, LlavaOnevision2ForConditionalGeneration
 from ov2_core.model.weights import save_weights
 from ov2_core.storage.files import Store
@@ -53,36 +53,3 @@ def make_model(folder: Path, *, seed: int = 0, **vision: int) -> Path:
     save_weights(model, folder)
     config.save_pretrained(folder)
     return folder
-
-
-def make_transparent_model(folder: Path) -> Path:
-    """An encoder that lets each patch's grey pixels through: the layers add nothing, the embedding copies, a LayerNorm scales.
-
-    Value 196 and above stand where an input of 0 would, so they tell dark from bright (see read_block).
-    """
-    config = LlavaOnevision2Config.from_preset(
-        "tiny",
-        text_config={"vocab_size": 512},
-        vision_config={"hidden_size": 256, "num_hidden_layers": 1},
-        image_token_id=IMAGE_TOKEN,
-    )
-    model = LlavaOnevision2ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        visual = model.visual
-        copy = torch.zeros(256, 3, 196)
-        copy[torch.arange(196), :, torch.arange(196)] = 1 / 3
-        visual.embeddings.patch_embedding.weight.copy_(copy.view(256, 3, 14, 14))
-        for layer in visual.encoder.layers:
-            for linear in (layer.self_attn.proj, layer.mlp.fc2):
-                linear.weight.zero_()
-                linear.bias.zero_()
-    save_weights(model, folder)
-    config.save_pretrained(folder)
-    return folder
-
-
-def read_block(features_4D: torch.Tensor):
-    """The canary that the four patches of a block show, from unmerged features of the transparent model."""
-    bright = features_4D[:, :196] > features_4D[:, 200:201]
-    block = bright.view(2, 2, 14, 14).permute(0, 2, 1, 3).reshape(28, 28)
-    return read_canary((block.numpy() * 255).astype(np.uint8))

@@ -167,7 +167,7 @@ def run_in_process(kind, budget, path, warmups, folder):
 def quick(monkeypatch):
     """The whole command on one generated clip, children in this process."""
     monkeypatch.setattr(bench, "_GENERATED", (bench.GeneratedClip(name="rope", content="static"),))
-    monkeypatch.setattr(bench, "_run_child", run_in_process)
+    monkeypatch.setattr(bench, "run_child", run_in_process)
 
 
 def test_command_writes_json_and_fills_the_marked_section(quick, tmp_path, capsys):
@@ -300,11 +300,11 @@ def test_tables_by_clip_give_gains_and_multiples_and_a_dash_where_tokens_differ(
 @pytest.mark.slow
 def test_children_measure_in_fresh_processes(rope, tmp_path):
     path, _ = rope
-    result = bench._run_child("uniform", 4, path, [path], tmp_path)
+    result = bench.run_child("uniform", 4, path, [path], tmp_path)
     assert result["images"] == 4
     assert 0 < result["cpu_seconds"] < 5
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")
-    error = bench._run_child("decode", 0, broken, [path], tmp_path)["error"]
+    error = bench.run_child("decode", 0, broken, [path], tmp_path)["error"]
     assert "InvalidData" in error
     assert str(tmp_path) not in error

@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from feature_runs import make_model, make_transparent_model, read_block
+from feature_runs import make_model
 from safetensors.torch import load as load_tensors
 
+from ov2_core.features.canary import read_feature_canary, write_transparent_model
 from ov2_core.features.encoder import FeatureEncoder, PixelBatch, describe_encoder, encoder_digest, num_flops
 from ov2_core.features.extract import FeatureSample, SourceLostError, Timings, extract_shard
 from ov2_core.features.plan import open_source
@@ -131,7 +132,7 @@ def test_stored_types_are_within_their_bound(
 @pytest.mark.parametrize("seed", range(3))
 def test_canary_every_feature_belongs_to_its_video_frame_and_place(token_run: Path, tmp_path: Path, seed: int) -> None:
     """Each block's pixels name video, frame, row and column; the encoder lets them through; the features must say the same."""
-    encoder = Jittery(make_encoder(token_run, make_transparent_model(tmp_path), stage="unmerged"), seed)
+    encoder = Jittery(make_encoder(token_run, write_transparent_model(tmp_path), stage="unmerged"), seed)
     ends = extract(token_run, encoder, tokens_per_batch=240, decode_threads=4)  # parts of two samples a batch
     for key, end in ends.items():
         assert isinstance(end, FeatureSample)
@@ -143,7 +144,7 @@ def test_canary_every_feature_belongs_to_its_video_frame_and_place(token_run: Pa
         positions = pixels_of(source)[1][::4].tolist()
         features = features_of(end)
         assert len(features) == 4 * len(positions) == 4 * end.record.num_tokens
-        read = [read_block(features[4 * i : 4 * i + 4]) for i in range(len(positions))]
+        read = [read_feature_canary(features[4 * i : 4 * i + 4]) for i in range(len(positions))]
         assert {canary.video_id for canary in read} == {100 + int(key.removeprefix("clip-"))}
         assert [[c.frame, 2 * c.row, 2 * c.column] for c in read] == positions
         assert members["patch_positions_000.npy"] == source.member("patch_positions_000.npy")
