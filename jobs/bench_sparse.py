@@ -20,7 +20,7 @@ GOP_FRAMES = 250
 """Between keyframes at most: the default of x264 and of many cameras' transcodes."""
 WAYS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("uniform", {}),
-    ("uniform", {"tokenizer.keyframe_reach": "0.25"}),
+    ("uniform", {"tokenizer.keyframe_reach": "0"}),
     ("uniform", {"tokenizer.keyframe_reach": "0.45"}),
     ("saliency", {}),
     ("evidence", {}),

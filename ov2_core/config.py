@@ -151,9 +151,11 @@ class TokenizerConfig:
     """Frames of a group whose pixels are kept while it is open; bounds memory for long groups."""
     saliency_candidates_per_canvas: int = 8
     """The same for policy "saliency", per canvas: choosing among fewer frames keeps the blocks of one event together."""
-    keyframe_reach: float = 0.0
-    """Uniform mode: a sample moves to a keyframe that is at most this share of the sampling step away, which saves decoding where
-    samples are about as far apart as keyframes. 0: samples stay at equal steps."""
+    keyframe_reach: float = 0.25
+    """Uniform mode, long clips: a sample moves to a keyframe that is at most this share of the sampling step away, which saves
+    decoding where samples are about as far apart as keyframes. 0: samples stay at equal steps."""
+    keyframe_reach_min_seconds: float = 300.0
+    """How long a clip must be for that; the samples of shorter ones stay at equal steps."""
     max_step_seconds: float = 0.1
     """Codec mode: frames that no other frame needs are not decoded where what is left is at most this far apart. 0: decode all."""
     jpeg_quality: int = 95
@@ -200,6 +202,8 @@ class TokenizerConfig:
             raise ValueError(f"saliency_candidates_per_canvas must be >= 1, got {self.saliency_candidates_per_canvas}")
         if not 0 <= self.keyframe_reach < 0.5:
             raise ValueError(f"keyframe_reach must be in [0, 0.5), got {self.keyframe_reach}")
+        if not self.keyframe_reach_min_seconds >= 0:
+            raise ValueError(f"keyframe_reach_min_seconds must be >= 0, got {self.keyframe_reach_min_seconds}")
         if not 0 <= self.max_step_seconds < math.inf:
             raise ValueError(
                 f"max_step_seconds must be >= 0 and finite, got {self.max_step_seconds}; 0 decodes every frame"

@@ -322,7 +322,8 @@ def _tokenize_uniform(
 ) -> _Outcome:
     count = num_uniform_frames(probe.num_frames, probe.duration_seconds, config)
     chosen = sample_uniform(probe.seconds_T, count)
-    chosen = move_to_keyframes(chosen, probe.seconds_T, probe.keyframe_T, reach=config.keyframe_reach)
+    if probe.duration_seconds >= config.keyframe_reach_min_seconds:
+        chosen = move_to_keyframes(chosen, probe.seconds_T, probe.keyframe_T, reach=config.keyframe_reach)
     return _tokenize_whole_frames(source, probe, chosen, config, stats, clock)
 
 
