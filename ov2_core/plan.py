@@ -16,13 +16,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ov2_core.config import ShardConfig, TokenizerConfig
+from ov2_core.config import TokenizerConfig
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, PLAN_ROWS
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
@@ -40,6 +40,7 @@ ROWS_SCHEMA = pa.schema(
     ]
 )
 
+_SHARD = '"shard":0,'
 _DECODE_SECONDS_PER_MPX = {"h264": 0.005, "hevc": 0.006, "vp9": 0.005, "av1": 0.008, "mpeg4": 0.003}
 _OTHER_DECODE_SECONDS_PER_MPX = 0.006
 _JPEG_BYTES_PER_PX = ((1, 0.03), (50, 0.10), (75, 0.16), (85, 0.22), (95, 0.42), (100, 0.90))
@@ -102,28 +103,38 @@ def size_in_blocks(width_px: int, height_px: int, area_px: int, block_px: int) -
     return max(1, int(width_px * scale / block_px + 1e-6)), max(1, int(height_px * scale / block_px + 1e-6))
 
 
-class ShardCutter:
-    """Consecutive rows to shards: a shard ends before its predicted bytes pass the target, or at max_samples."""
+class PlannedText(NamedTuple):
+    """A PlannedRow as JSON of shard 0, and what of it the driver needs."""
 
-    def __init__(self, config: ShardConfig) -> None:
-        self._config = config
-        self._shard = 0
-        self._samples = 0
-        self._bytes = 0
+    line: int
+    key: str
+    id: str
+    uri: str
+    text: str
+    tokens: int
+    bytes: int
+    cpu_seconds: float
+    video_seconds: float
 
-    def place(self, predicted_bytes: int) -> int:
-        """The shard of the next row."""
-        full = self._bytes + predicted_bytes > self._config.target_bytes or self._samples >= self._config.max_samples
-        if self._samples and full:
-            self._shard, self._samples, self._bytes = self._shard + 1, 0, 0
-        self._samples += 1
-        self._bytes += predicted_bytes
-        return self._shard
+    def text_of_shard(self, shard: int) -> str:
+        """The JSON with its shard. The name cannot stand earlier: inside a string its quotes would be escaped."""
+        return self.text.replace(_SHARD, f'"shard":{shard},', 1)
 
-    @property
-    def num_shards(self) -> int:
-        """Shards begun so far."""
-        return self._shard + (self._samples > 0)
+
+def planned_text(planned: PlannedRow) -> PlannedText:
+    """A planned row whose shard is not known yet."""
+    assert planned.shard == 0, planned.shard
+    return PlannedText(
+        line=planned.line,
+        key=planned.key,
+        id=planned.id,
+        uri=planned.uri,
+        text=planned.model_dump_json(),
+        tokens=planned.predicted_tokens,
+        bytes=planned.predicted_bytes,
+        cpu_seconds=planned.predicted_cpu_seconds,
+        video_seconds=planned.probe.duration_seconds,
+    )
 
 
 class PlanWriter:
@@ -136,16 +147,16 @@ class PlanWriter:
         self._quarantine_path = os.path.join(self._folder.name, "plan.jsonl")
         self._parquet = pq.ParquetWriter(self._rows_path, ROWS_SCHEMA, compression="zstd")
         self._ledger = open(self._quarantine_path, "w", encoding="utf-8")  # noqa: SIM115 - closed in finish
-        self._pending: list[PlannedRow] = []
+        self._pending: list[tuple[int, str, str, str, int, str]] = []
         self._last_shard = 0
 
-    def add(self, row: PlannedRow) -> None:
+    def add(self, row: PlannedText, shard: int) -> None:
         """Appends a planned row."""
-        assert row.shard >= self._last_shard, (row.shard, self._last_shard)
-        if len(self._pending) >= ROW_GROUP_ROWS and row.shard > self._last_shard:
+        assert shard >= self._last_shard, (shard, self._last_shard)
+        if len(self._pending) >= ROW_GROUP_ROWS and shard > self._last_shard:
             self._flush()
-        self._last_shard = row.shard
-        self._pending.append(row)
+        self._last_shard = shard
+        self._pending.append((row.line, row.key, row.id, row.uri, shard, row.text_of_shard(shard)))
         if len(self._pending) >= 8 * ROW_GROUP_ROWS:
             self._flush()
 
@@ -177,11 +188,7 @@ class PlanWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        columns: dict[str, list[Any]] = {name: [] for name in ROWS_SCHEMA.names}
-        for row in self._pending:
-            for name in ("line", "key", "id", "uri", "shard"):
-                columns[name].append(getattr(row, name))
-            columns["record"].append(row.model_dump_json())
+        columns = [list(column) for column in zip(*self._pending, strict=True)]
         self._parquet.write_table(pa.table(columns, schema=ROWS_SCHEMA), row_group_size=len(self._pending))
         self._pending = []
 

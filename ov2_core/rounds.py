@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ov2_core.plan import PlanWriter, iter_plan_quarantine, iter_plan_rows, load_plan
-from ov2_core.storage.commit import iter_commits
+from ov2_core.storage.commit import load_commit
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import PLAN_QUARANTINE, PLAN_ROWS
+from ov2_core.storage.summaries import iter_summaries
 from schemas.run import RoundRecord
 from schemas.shard import CommitRecord, PlannedRow, PlanRecord, QuarantineRow
 
@@ -114,8 +115,9 @@ class Rounds:
         """Rows that stand quarantined now: of the plan and rounds, then of the commits. Those replayed since are left out."""
         for number in range(len(self.records) + 1):
             yield from (row for row in self.fallen(number) if not self.is_history(row.line, number))
-        for commit in iter_commits(self.store):
-            yield from self.quarantined_of(commit)
+        for summary in iter_summaries(self.store):
+            if summary.quarantined:
+                yield from self.quarantined_of(load_commit(self.store, summary.shard))
 
     def quarantined_of(self, commit: CommitRecord) -> list[QuarantineRow]:
         """Rows of a commit that stand quarantined now."""

@@ -1,7 +1,7 @@
 """How a run stands, from its storage alone: what `ov2 status` and `ov2 failed` tell, while it runs or long after.
 
-Enters: a Store. Leaves: a RunStatus, or the rows that stand quarantined. Costs one listing, one small column of the plan
-and one read a commit, a few at a time; nothing is kept of a commit but counts and its youngest fallen rows.
+Enters: a Store. Leaves: a RunStatus, or the rows that stand quarantined. Costs one listing, the summaries of the commits (each
+commit is read once, by whoever comes first), and the commits that hold what is shown or asked for.
 """
 
 import heapq
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ov2_core.rounds import Rounds, load_rounds
-from ov2_core.storage.commit import iter_commits
+from ov2_core.storage.commit import load_commit
 from ov2_core.storage.files import Store
 from ov2_core.storage.invocations import load_invocations
 from ov2_core.storage.layout import RUN_JSON
+from ov2_core.storage.summaries import iter_summaries
 from schemas.run import InvocationRecord
 from schemas.shard import QuarantineRow
 
@@ -95,17 +96,26 @@ def read_status(store: Store, *, num_newest: int = 5) -> RunStatus:
                     (0.0 if number == 0 else rounds.records[number - 1].created_unix_seconds, row.line, row),
                     num_newest,
                 )
-    for commit in iter_commits(store):
+    youngest: list[tuple[float, int, int]] = []  # (finished, line, shard) of fallen rows
+    for summary in iter_summaries(store):
         status.num_shards_committed += 1
-        status.committed += len(commit.samples)
-        status.filtered += len(commit.filtered)
-        status.num_tokens += sum(sample.num_tokens for sample in commit.samples)
-        status.tar_bytes += commit.tar_bytes
-        status.last_commit_unix_seconds = max(status.last_commit_unix_seconds or 0.0, commit.finished_unix_seconds)
-        for row in commit.quarantined if rounds is None else rounds.quarantined_of(commit):
-            quarantined[row.reason] += 1
-            _keep(newest, (commit.finished_unix_seconds, row.line, row), num_newest)
+        status.committed += summary.num_samples
+        status.filtered += summary.num_filtered
+        status.num_tokens += summary.num_tokens
+        status.tar_bytes += summary.tar_bytes
+        status.last_commit_unix_seconds = max(status.last_commit_unix_seconds or 0.0, summary.finished_unix_seconds)
+        number = 0 if rounds is None else rounds.round_of(summary.shard)
+        for reason, lines in summary.quarantined.items():
+            for line in lines:
+                if rounds is None or not rounds.is_history(line, number):
+                    quarantined[reason] += 1
+                    youngest.append((summary.finished_unix_seconds, line, summary.shard))
+        youngest = heapq.nlargest(num_newest, youngest)
     status.quarantined = dict(sorted(quarantined.items()))
+    for shard in {shard for _, _, shard in youngest}:
+        commit = load_commit(store, shard)
+        shown = {line for _, line, other in youngest if other == shard}
+        newest += [(commit.finished_unix_seconds, row.line, row) for row in commit.quarantined if row.line in shown]
     status.newest = [row for _, _, row in heapq.nlargest(num_newest, newest, key=lambda one: one[:2])]
     return status
 
@@ -127,6 +137,6 @@ def iter_failed(store: Store, *, reason: str | None = None) -> Iterator[Quaranti
     rounds: Rounds | None = load_rounds(store)
     if rounds is None and not store.exists(RUN_JSON):
         raise ValueError(f"no run at {store.root}: neither a plan nor {RUN_JSON} is there; is the path right?")
-    fallen = (row for commit in iter_commits(store) for row in commit.quarantined)
-    rows = fallen if rounds is None else rounds.iter_quarantined()
+    fallen = (load_commit(store, summary.shard).quarantined for summary in iter_summaries(store) if summary.quarantined)
+    rows = (row for found in fallen for row in found) if rounds is None else rounds.iter_quarantined()
     return (row for row in rows if reason is None or row.reason == reason)

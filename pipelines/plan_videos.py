@@ -7,29 +7,36 @@ workers did.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ov2_core import config as configs
 from ov2_core.config import RunConfig
-from ov2_core.data.keys import IdLedger, derived_id
-from ov2_core.data.manifest import ManifestItem, absolute_uri, manifest_digest, read_manifest, resolve_uri
-from ov2_core.errors import BadItemError
-from ov2_core.make_sample import ProbeOutcome, ProbeTask, make_probe, quarantine_row
-from ov2_core.plan import PlanWriter, ShardCutter, remove_plan
+from ov2_core.data.keys import IdLedger
+from ov2_core.data.manifest import ManifestItem, RawRow, absolute_uri, manifest_digest, read_rows
+from ov2_core.make_sample import ProbeOutcome, ProbeTask, TransientItemError, make_probe, quarantine_row
+from ov2_core.plan import PlannedText, PlanWriter, planned_text, remove_plan
+from ov2_core.plan_row import duplicate, name_row
 from ov2_core.redact import redacted
+from ov2_core.shard_balance import ShardBalancer
 from ov2_core.storage.files import Store
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
 from pipelines.run_identity import load_run_record
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
-from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
+from schemas.shard import PlanRecord, QuarantineRow
 
 log = logging.getLogger(__name__)
-WINDOW_ROWS = 4096
-PROBE_CPU_SECONDS = 0.1
+WINDOW_ROWS = 16384
+"""Rows between the first that has not ended and the last that was read."""
+TASK_SECONDS = 0.5
+MAX_TASK_ROWS = 256
+PROBE_SECONDS = 0.1
+"""Assumed until the first comes back."""
 
 
 def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: RunOptions) -> PlanRecord:
@@ -44,7 +51,7 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
             f"{store.root} already holds a run made from its plan; `ov2 tokenize` resumes it, and another --out plans anew"
         )
     digest = manifest_digest(manifest_uri)
-    items = read_manifest(manifest_uri)
+    items = read_rows(manifest_uri)
     remove_plan(store)
     counters = Counters("plan")
     with IdLedger() as ledger, PlanWriter(store) as writer:
@@ -57,32 +64,58 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
 
 def probe_all(feed: "PlanFeed", store: Store, config: RunConfig, options: RunOptions, counters: Counters) -> None:
     """Probes the feed's rows until it is finished."""
-    with open_executor(ProbeJob(config), options) as (executor, num_workers):
+    with open_executor(ProbeJob(config, feed.manifest_uri), options) as (executor, num_workers):
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
         with observed(store, counters, scheduler, options.progress) as tick:
             drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
 
 
+Rows = tuple[tuple[int, RawRow | ManifestItem], ...]
+"""(place in the manifest's order, row as read)."""
+Found = PlannedText | QuarantineRow | None
+"""None: a transient error, to be tried alone."""
+
+
 @dataclass(frozen=True)
 class ProbeJob:
-    """Probes in workers; see runtime.Job."""
+    """Plans rows in workers; see runtime.Job."""
 
     config: RunConfig
+    manifest_uri: str
+    probe: Callable[[ProbeTask, RunConfig], ProbeOutcome] = make_probe
 
     def warm_up(self) -> None:
         """Nothing to warm: the imports were enough."""
 
-    def run(self, payload: ProbeTask) -> tuple[ProbeOutcome, None]:
-        """One probe."""
-        return make_probe(payload, self.config), None
+    def run(self, payload: Rows) -> tuple[tuple[list[Found], float], None]:
+        """What each row became, and the seconds it took."""
+        began = time.perf_counter()
+        found = [self._plan(raw, alone=len(payload) == 1) for _, raw in payload]
+        return (found, time.perf_counter() - began), None
+
+    def _plan(self, raw: RawRow | ManifestItem, *, alone: bool) -> Found:
+        named = name_row(raw, self.manifest_uri)
+        if isinstance(named, QuarantineRow):
+            return named
+        try:
+            outcome = self.probe(named, self.config)
+        except TransientItemError:
+            if alone:
+                raise
+            return None
+        return outcome.quarantined if outcome.planned is None else planned_text(outcome.planned)
 
 
 class PlanFeed:
-    """Manifest rows to probe tasks and back into order; see scheduling.Feed."""
+    """Manifest rows to tasks and back into order; see scheduling.Feed.
+
+    A task holds as many rows as are planned in about TASK_SECONDS, so that the cost of a call is divided among many where a
+    probe is quick. One whose worker dies or hangs is taken apart, and each of its rows is tried alone.
+    """
 
     def __init__(
         self,
-        items: Iterator[ManifestItem],
+        items: Iterator[RawRow] | Iterator[ManifestItem],
         manifest_uri: str,
         config: RunConfig,
         writer: PlanWriter,
@@ -93,73 +126,82 @@ class PlanFeed:
         first_shard: int = 0,
     ) -> None:
         self._items = items
-        self._manifest_uri = manifest_uri
+        self.manifest_uri = manifest_uri
         self._config = config
         self._writer = writer
         self._ledger = ledger
         self._counters = counters
         self._window_rows = window_rows
-        self._cutter = ShardCutter(config.shards)
+        self._balancer = ShardBalancer(config.shards)
         self._first_shard = first_shard
         self._exhausted = False
         self._next_in = 0
         self._next_out = 0
-        self._ended: dict[int, ProbeOutcome] = {}
-        self._places: dict[int, int] = {}
-        """Line -> place in the manifest's order, for rows at work."""
+        self._alone: deque[tuple[int, RawRow | ManifestItem]] = deque()
+        self._ended: dict[int, PlannedText | QuarantineRow] = {}
+        self._row_seconds = PROBE_SECONDS
         self._num_planned = self._num_quarantined = 0
         self._tokens = self._bytes = 0
         self._cpu_seconds = self._video_seconds = 0.0
 
     @property
     def finished(self) -> bool:
-        """All rows are written."""
+        """All rows have ended."""
         return self._exhausted and self._next_out == self._next_in
 
     def pull(self) -> Task | None:
-        """The next row that needs a probe; rows that fall before it are settled on the way."""
-        while not self._exhausted and self._next_in - self._next_out < self._window_rows:
-            item = next(self._items, None)
-            if item is None:
-                self._exhausted = True
-                self._counters.num_items = self._next_in
-                return None
-            place, self._next_in = self._next_in, self._next_in + 1
-            found = self._name(item)
-            if isinstance(found, ProbeTask):
-                self._places[found.line] = place
-                return Task(f"line {found.line}", found, PROBE_CPU_SECONDS)
-            self._settle(place, ProbeOutcome(line=item.line, quarantined=found))
-        return None
+        """The next rows."""
+        if self._alone:
+            return self._task((self._alone.popleft(),))
+        places = self._next_out + self._window_rows - self._next_in
+        wanted = min(places, max(1, min(MAX_TASK_ROWS, int(TASK_SECONDS / self._row_seconds))))
+        rows = tuple(enumerate(islice(self._items, wanted), start=self._next_in)) if wanted > 0 else ()
+        self._next_in += len(rows)
+        if len(rows) < wanted:
+            self._exhausted = True
+            self._counters.num_items = self._next_in
+        return self._task(rows) if rows else None
 
     def done(self, task: Task, info: Any, payload: Any) -> None:
-        """A probe came back."""
-        self._settle(self._places.pop(info.line), info)
+        """Rows came back."""
+        found, seconds = info
+        self._row_seconds = max(1e-6, seconds / len(found))
+        for (place, raw), one in zip(task.payload, found, strict=True):
+            if one is None:
+                self._alone.append((place, raw))
+            else:
+                self._settle(place, one)
 
     def condemned(self, task: Task, verdict: Verdict) -> None:
-        """A probe that killed its worker, or never came back."""
-        asked: ProbeTask = task.payload
-        row = quarantine_row(
-            line=asked.line,
-            id=asked.id,
-            uri=asked.uri,
-            row=asked.row,
-            reason=verdict.reason,
-            stage="probe",
-            message=verdict.message,
-            attempts=verdict.attempts,
-        )
-        self._settle(self._places.pop(asked.line), ProbeOutcome(line=asked.line, quarantined=row))
+        """Rows that killed their worker, or never came back."""
+        if len(task.payload) > 1:
+            self._alone.extend(task.payload)
+            return
+        ((place, raw),) = task.payload
+        named = name_row(raw, self.manifest_uri)
+        if isinstance(named, ProbeTask):
+            named = quarantine_row(
+                line=named.line,
+                id=named.id,
+                uri=named.uri,
+                row=named.row,
+                reason=verdict.reason,
+                stage="probe",
+                message=verdict.message,
+                attempts=verdict.attempts,
+            )
+        self._settle(place, named)
 
     def record(self, *, manifest_digest: str) -> PlanRecord:
-        """The plan's totals."""
+        """The plan's totals. Writes what is still held back."""
         assert self.finished
+        self._add(self._balancer.flush())
         return PlanRecord(
-            manifest_uri=redacted(absolute_uri(self._manifest_uri)),
+            manifest_uri=redacted(absolute_uri(self.manifest_uri)),
             manifest_digest=manifest_digest,
             manifest_rows=self._next_in,
             config_digest=configs.digest(self._config),
-            num_shards=self._cutter.num_shards,
+            num_shards=self._balancer.num_shards,
             num_planned=self._num_planned,
             num_quarantined=self._num_quarantined,
             predicted_tokens=self._tokens,
@@ -168,54 +210,38 @@ class PlanFeed:
             predicted_video_seconds=round(self._video_seconds, 3),
         )
 
-    def _name(self, item: ManifestItem) -> ProbeTask | QuarantineRow:
-        if item.row is None:
-            return quarantine_row(
-                line=item.line,
-                id=None,
-                uri=None,
-                reason="malformed_row",
-                stage="manifest",
-                message=item.error or "",
-                raw=item.raw,
-            )
-        row = item.row
-        uri = row.video or row.image or ""
-        id = row.id or derived_id(row)
-        key, refusal = self._ledger.claim(id, item.line)
-        try:
-            uri = resolve_uri(uri, self._manifest_uri)
-            if refusal is not None:
-                raise BadItemError("duplicate_id", refusal, stage="manifest")
-        except BadItemError as error:
-            return quarantine_row(
-                line=item.line, id=id, uri=uri, row=row, reason=error.reason, stage=error.stage, message=str(error)
-            )
-        return ProbeTask(line=item.line, id=id, key=key, uri=uri, row=row)
+    def _task(self, rows: Rows) -> Task:
+        raw, last = rows[0][1], rows[-1][1]
+        name = f"line {raw.line}" if len(rows) == 1 else f"lines {raw.line} to {last.line}"
+        return Task(name, rows, len(rows) * self._row_seconds, divisible=len(rows) > 1)
 
-    def _settle(self, place: int, outcome: ProbeOutcome) -> None:
+    def _settle(self, place: int, found: PlannedText | QuarantineRow) -> None:
         self._counters.num_done += 1
-        if outcome.quarantined is not None:
-            self._counters.quarantined[outcome.quarantined.reason] += 1
-        elif outcome.planned is not None:
-            self._counters.num_made += 1
-            self._counters.video_seconds += outcome.planned.probe.duration_seconds
-        self._ended[place] = outcome
-        while self._next_out in self._ended:
-            self._write(self._ended.pop(self._next_out))
+        self._ended[place] = found
+        while (ended := self._ended.pop(self._next_out, None)) is not None:
+            self._end(ended)
             self._next_out += 1
 
-    def _write(self, outcome: ProbeOutcome) -> None:
-        if outcome.quarantined is not None:
+    def _end(self, found: PlannedText | QuarantineRow) -> None:
+        """A row whose turn it is."""
+        if found.id is not None:
+            _, refusal = self._ledger.claim(found.id, found.line)
+            if refusal is not None:
+                found = duplicate(found, refusal)
+        if isinstance(found, QuarantineRow):
             self._num_quarantined += 1
-            self._writer.quarantine(outcome.quarantined)
+            self._counters.quarantined[found.reason] += 1
+            self._writer.quarantine(found)
             return
-        assert outcome.planned is not None
-        planned: PlannedRow = outcome.planned
-        shard = self._first_shard + self._cutter.place(planned.predicted_bytes)
-        self._writer.add(planned.model_copy(update={"shard": shard}))
+        self._counters.num_made += 1
+        self._counters.video_seconds += found.video_seconds
         self._num_planned += 1
-        self._tokens += planned.predicted_tokens
-        self._bytes += planned.predicted_bytes
-        self._cpu_seconds += planned.predicted_cpu_seconds
-        self._video_seconds += planned.probe.duration_seconds
+        self._tokens += found.tokens
+        self._bytes += found.bytes
+        self._cpu_seconds += found.cpu_seconds
+        self._video_seconds += found.video_seconds
+        self._add(self._balancer.place(found))
+
+    def _add(self, placed: Iterable[tuple[int, PlannedText]]) -> None:
+        for shard, row in placed:
+            self._writer.add(row, self._first_shard + shard)

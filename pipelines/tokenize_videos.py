@@ -28,6 +28,7 @@ from ov2_core.storage.commit import collect_orphans, commit_shard, committed_sha
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import ATTEMPTS_DIR
+from ov2_core.storage.summaries import BLOCK_SHARDS, iter_summaries
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
@@ -164,7 +165,21 @@ def _make_missing(
         )
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
         with observed(store, counters, scheduler, options.progress) as tick:
-            drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
+            drive(executor, scheduler, clock=time.monotonic, on_tick=_summarising(store, counters, tick))
+
+
+def _summarising(store: Store, counters: Counters, tick: Callable[[], None]) -> Callable[[], None]:
+    """`tick`, which also has the newest commits summarised now and then, so that a resume has few to read."""
+    next_shards = counters.num_shards_done + BLOCK_SHARDS
+
+    def tick_and_summarise() -> None:
+        nonlocal next_shards
+        tick()
+        if counters.num_shards_done >= next_shards:
+            next_shards = counters.num_shards_done + BLOCK_SHARDS
+            deque(iter_summaries(store), maxlen=0)
+
+    return tick_and_summarise
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +359,9 @@ class ShardFeed:
             shard, rows = self._next_shard
             predicted_bytes = sum(row.predicted_bytes for row in rows)
             self._open[shard] = _OpenShard(rows, round(time.time(), 3), predicted_bytes)
-            self._rows.extend(rows)
+            self._rows.extend(
+                sorted(rows, key=lambda row: -row.predicted_cpu_seconds)
+            )  # so that no long one comes last
             self._next_shard = next(self._shards, None)
         if not self._rows:
             return None

@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 from urllib.parse import unquote, urljoin
 
 import fsspec
@@ -44,8 +44,40 @@ class ManifestItem:
     error: str | None = None
 
 
+class RawRow(NamedTuple):
+    """One manifest row as it was read, cheap to hand to a worker, which parses it."""
+
+    line: int
+    data: bytes
+    """As it stands in the file; empty for a row of Parquet."""
+    value: dict[str, Any] | None = None
+    """Its columns, of CSV and Parquet; None for a line of JSON."""
+    error: str | None = None
+    """Why it cannot be parsed."""
+
+
 def read_manifest(uri: str) -> Iterator[ManifestItem]:
-    """All rows in order. Blank lines are no rows. A quarantine ledger is a manifest of the rows that fell.
+    """All rows in order, parsed; see read_rows."""
+    return map(parse_row, read_rows(uri))
+
+
+def parse_row(raw: RawRow) -> ManifestItem:
+    """The row, or why it is none."""
+    if raw.error is not None:
+        return _malformed(raw.line, raw.data, raw.error)
+    if raw.value is not None:
+        return _item(raw.line, raw.value, raw.data)
+    try:
+        value = json.loads(raw.data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _malformed(raw.line, raw.data, f"not UTF-8: {error.reason} at byte {error.start}")
+    except (ValueError, RecursionError) as error:
+        return _malformed(raw.line, raw.data, f"not JSON: {error}")
+    return _item(raw.line, value, raw.data)
+
+
+def read_rows(uri: str) -> Iterator[RawRow]:
+    """All rows in order, not parsed yet. Blank lines are no rows. A quarantine ledger is a manifest of the rows that fell.
 
     Raises:
         ValueError: no such file, an unknown extension, or a file that is not what its extension says.
@@ -150,7 +182,7 @@ def _open(uri: str) -> IO[bytes]:
     return cast(IO[bytes], file)
 
 
-def _guarded(uri: str, read: Any) -> Iterator[ManifestItem]:
+def _guarded(uri: str, read: Any) -> Iterator[RawRow]:
     with _open(uri) as file:
         try:
             if uri.split("?", 1)[0].lower().endswith(".gz"):
@@ -162,31 +194,21 @@ def _guarded(uri: str, read: Any) -> Iterator[ManifestItem]:
             raise ValueError(redacted(f"manifest {uri}: cannot be read to its end: {error}")) from error
 
 
-def _read_jsonl(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
+def _read_jsonl(file: IO[bytes], uri: str) -> Iterator[RawRow]:
     for line, data, problem in read_lines(file):
-        if problem is not None:
-            yield _malformed(line, data, problem)
-            continue
-        try:
-            value = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield _malformed(line, data, f"not UTF-8: {error.reason} at byte {error.start}")
-        except (ValueError, RecursionError) as error:
-            yield _malformed(line, data, f"not JSON: {error}")
-        else:
-            yield _item(line, value, data)
+        yield RawRow(line, data, error=problem)
 
 
-def _read_csv(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
+def _read_csv(file: IO[bytes], uri: str) -> Iterator[RawRow]:
     for record in read_records(file, f"manifest {uri}"):
         if record.cells is None:
-            yield _malformed(record.number, record.data, record.error or "")
+            yield RawRow(record.number, record.data, error=record.error or "")
         else:
             given = {name: cell for name, cell in record.cells.items() if cell != ""}
-            yield _item(record.number, given, record.data)
+            yield RawRow(record.number, record.data, given)
 
 
-def _read_parquet(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
+def _read_parquet(file: IO[bytes], uri: str) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -195,8 +217,7 @@ def _read_parquet(file: IO[bytes], uri: str) -> Iterator[ManifestItem]:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=512):
             for value in batch.to_pylist():
                 line += 1
-                value = _without_nulls(value)
-                yield _item(line, value, json.dumps(value, default=str).encode("utf-8", "surrogatepass"))
+                yield RawRow(line, b"", _without_nulls(value))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(redacted(f"manifest {uri}: not readable as Parquet after row {line}: {error}")) from error
 
@@ -212,7 +233,7 @@ def _without_nulls(value: Any) -> Any:
 def _item(line: int, value: Any, data: bytes) -> ManifestItem:
     if not isinstance(value, dict):
         return _malformed(line, data, f"a row must be a JSON object, got {type(value).__name__}")
-    value = dict(value)
+    given, value = value, dict(value)
     if {"reason", "stage", "row"} <= value.keys() and isinstance(value["row"], dict):
         value = dict(value["row"])
     try:
@@ -221,16 +242,23 @@ def _item(line: int, value: Any, data: bytes) -> ManifestItem:
                 try:
                     value[column] = json.loads(value[column])
                 except (ValueError, RecursionError) as error:
-                    return _malformed(line, data, f"{column}: expected a JSON list, e.g. [...]: {error}")
+                    return _malformed(
+                        line, data or _text(given), f"{column}: expected a JSON list, e.g. [...]: {error}"
+                    )
         if isinstance(value.get("id"), int) and not isinstance(value["id"], bool):
             value["id"] = str(value["id"])
         row = ManifestRow.model_validate(value)
         row.model_dump_json()
     except ValidationError as error:
-        return _malformed(line, data, condensed(error))
+        return _malformed(line, data or _text(given), condensed(error))
     except (ValueError, RecursionError) as error:
-        return _malformed(line, data, f"text that is not valid Unicode, or nested too deep: {error}")
+        return _malformed(line, data or _text(given), f"text that is not valid Unicode, or nested too deep: {error}")
     return ManifestItem(line=line, row=row)
+
+
+def _text(value: dict[str, Any]) -> bytes:
+    """Of a row of Parquet, which has none of its own."""
+    return json.dumps(value, default=str).encode("utf-8", "surrogatepass")
 
 
 def _malformed(line: int, data: bytes, error: str) -> ManifestItem:

@@ -27,15 +27,17 @@ from ov2_core.storage.layout import (
     commit_rel,
     quarantine_rel,
     shard_name,
+    shard_of_commit,
     sidecar_rel,
     tar_rel,
 )
+from ov2_core.storage.summaries import iter_summaries
 from ov2_core.storage.writer import TarWritten, canonical_json
 from schemas.shard import CommitRecord, CommittedSample, FilteredRow, QuarantineRow
 
 logger = logging.getLogger(__name__)
 _READ_BATCH = 32
-_COMMIT_NAME = re.compile(r"shard-([0-9]{6,18})\.json")
+_OFFSET_BYTES = 8
 
 
 def commit_shard(
@@ -124,23 +126,20 @@ def finish_commit(store: Store, record: CommitRecord) -> bool:
 
 
 def finish_commits(store: Store) -> int:
-    """finish_commit for every commit that needs it; returns how many did. One listing a folder, then work for the
-    unfinished only.
-
-    Called once at the end of a run, before the index is written. A resume needs committed_shards alone, which is one
-    listing: this reads every commit.
-    """
+    """finish_commit for every commit that needs it; returns how many did. One listing a folder and the summaries tell
+    which; only those are read. Called when a run is begun or resumed."""
     tars, ledgers = store.list_sizes(SHARDS_DIR), store.list_sizes(QUARANTINE_DIR)
     attempts = set(store.list(ATTEMPTS_DIR))
     count = 0
-    for record in iter_commits(store):
-        name = shard_name(record.shard)
-        published = record.tar_name is None or (
-            tars.get(f"{name}.tar") == record.tar_bytes and tars.get(f"{name}.tar.idx") == len(sidecar_bytes(record))
+    for summary in iter_summaries(store):
+        name = shard_name(summary.shard)
+        published = not summary.num_samples or (
+            tars.get(f"{name}.tar") == summary.tar_bytes
+            and tars.get(f"{name}.tar.idx") == _OFFSET_BYTES * (summary.num_samples + 1)
         )
-        told = not record.quarantined or ledgers.get(f"{name}.jsonl") == len(quarantine_bytes(record))
+        told = ledgers.get(f"{name}.jsonl", 0) == summary.ledger_bytes or not summary.ledger_bytes
         if not (published and told) or name in attempts:
-            count += finish_commit(store, record)
+            count += finish_commit(store, load_commit(store, summary.shard))
     return count
 
 
@@ -151,9 +150,8 @@ def load_commit(store: Store, shard: int) -> CommitRecord:
 
 def committed_shards(store: Store) -> list[int]:
     """Numbers of the committed shards, ascending, by one listing: all that a resume needs to know what is left."""
-    found = (_COMMIT_NAME.fullmatch(name) for name in store.list(COMMITS_DIR))
-    shards = {match.string: int(match[1]) for match in found if match is not None}
-    return sorted(shard for name, shard in shards.items() if commit_rel(shard).endswith(f"/{name}"))
+    found = (shard_of_commit(name) for name in store.list(COMMITS_DIR))
+    return sorted(shard for shard in found if shard is not None)
 
 
 def iter_commits(store: Store) -> Iterator[CommitRecord]:

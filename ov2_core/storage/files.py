@@ -21,7 +21,7 @@ import fsspec
 
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.retry import is_transient, retry_transient
-from ov2_core.storage.source import local_path, open_source, source_identity
+from ov2_core.storage.source import local_path, object_stamp, open_source, source_identity
 
 __all__ = ["Store", "is_transient", "open_source", "retry_transient", "source_identity"]
 
@@ -144,21 +144,27 @@ class Store:
 
         Temporaries are left out.
         """
-        return sorted(name for name, _ in self._scan(rel_dir))
+        return sorted(name for name, *_ in self._scan(rel_dir))
 
     def list_sizes(self, rel_dir: str = "") -> dict[str, int]:
         """{name: bytes} of the files directly in `rel_dir`, by one listing."""
-        return {name: size for name, size in sorted(self._scan(rel_dir)) if size >= 0}
+        return {name: size for name, size, _ in sorted(self._scan(rel_dir)) if size >= 0}
 
-    def _scan(self, rel_dir: str) -> Iterator[tuple[str, int]]:
-        """(name, bytes; -1 for a folder)."""
+    def list_stamps(self, rel_dir: str = "") -> dict[str, tuple[int, str]]:
+        """{name: (bytes, stamp)} of the files directly in `rel_dir`, by one listing. A file that is written anew gets another
+        stamp: an object store's ETag, else the modification time in ns."""
+        return {name: (size, stamp) for name, size, stamp in self._scan(rel_dir) if size >= 0}
+
+    def _scan(self, rel_dir: str) -> Iterator[tuple[str, int, str]]:
+        """(name, bytes; -1 for a folder, stamp)."""
         if self.is_local:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.local(rel_dir)) as entries:
                 for entry in entries:
                     if entry.name.endswith(_TEMPORARY_SUFFIX):
                         continue
                     with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                        yield entry.name, -1 if entry.is_dir() else entry.stat().st_size
+                        found = entry.stat()
+                        yield entry.name, -1 if entry.is_dir() else found.st_size, str(found.st_mtime_ns)
             return
         folder = self._remote(rel_dir)
         try:
@@ -168,7 +174,7 @@ class Store:
         for info in infos:
             name = info["name"].rstrip("/").rsplit("/", 1)[-1]
             if info["name"].strip("/") != folder.strip("/"):  # some stores hold a marker object for the folder itself
-                yield name, -1 if info["type"] == "directory" else int(info["size"])
+                yield name, -1 if info["type"] == "directory" else int(info["size"]), object_stamp(info)
 
     # Writing
 

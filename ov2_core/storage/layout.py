@@ -1,5 +1,7 @@
 """Where everything of a run stands below RUN."""
 
+import re
+
 SHARDS_DIR = "shards"
 COMMITS_DIR = "commits"
 ATTEMPTS_DIR = "attempts"
@@ -11,9 +13,12 @@ FEATURES_RECIPE = "features"
 SPATIAL_RECIPE = "spatial"
 """`recipe` in the run.json of a spatial run."""
 RECORDS_DIR = "records"
+SUMMARIES_DIR = "summaries"
+"""Derived from the commits (summaries.py); may be removed."""
 PLAN_JSON = "plan/plan.json"
 PLAN_ROWS = "plan/rows.parquet"
 PLAN_QUARANTINE = "quarantine/plan.jsonl"
+_COMMIT_NAME = re.compile(r"shard-([0-9]{6,18})\.json")
 
 
 def shard_name(shard: int) -> str:
@@ -33,6 +38,12 @@ def sidecar_rel(shard: int) -> str:
 
 def commit_rel(shard: int) -> str:
     return f"{COMMITS_DIR}/{shard_name(shard)}.json"
+
+
+def shard_of_commit(name: str) -> int | None:
+    """The shard whose commit has this name in COMMITS_DIR; None for any other file."""
+    match = _COMMIT_NAME.fullmatch(name)
+    return int(match[1]) if match is not None and name == f"{shard_name(int(match[1]))}.json" else None
 
 
 def quarantine_rel(shard: int) -> str:

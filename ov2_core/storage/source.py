@@ -78,7 +78,7 @@ def source_identity(uri: str, *, storage_options: dict[str, Any] | None = None) 
         if info.get("type") == "directory" or info.get("size") is None:
             raise _bad("source_missing", f"{uri}: not a file of known size; give the URI of one media file")
         size = int(info["size"])
-        stamp = _stamp(info)
+        stamp = object_stamp(info)
     if size == 0:
         raise _bad("source_empty", f"{uri}: 0 bytes; upload or copy it again")
     return SourceIdentity(size_bytes=size, stamp=stamp)
@@ -106,10 +106,14 @@ def list_folder(uri: str, *, storage_options: dict[str, Any] | None = None) -> l
     files = [info for info in infos if info.get("type") == "file" and info["name"].rstrip("/") != remote.rstrip("/")]
     if infos and not files and infos[0]["name"].rstrip("/") == remote.rstrip("/"):
         raise _bad("source_missing", f"{uri}: a file, not a folder of frames; leave frames_fps out")
-    return [(str(fs.unstrip_protocol(i["name"])), SourceIdentity(size_bytes=i["size"], stamp=_stamp(i))) for i in files]
+    return [
+        (str(fs.unstrip_protocol(i["name"])), SourceIdentity(size_bytes=i["size"], stamp=object_stamp(i)))
+        for i in files
+    ]
 
 
-def _stamp(info: dict[str, Any]) -> str:
+def object_stamp(info: dict[str, Any]) -> str:
+    """What a file system tells of an object's version: its ETag, else a time; empty where it tells nothing."""
     return next((str(info[name]).strip('"') for name in _STAMPS if info.get(name)), "")
 
 

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ov2_core import plan as plans
-from ov2_core.config import ShardConfig, recipe
+from ov2_core.config import recipe
 from ov2_core.plan import (
     PlanWriter,
-    ShardCutter,
     count_plan_rows,
     iter_plan_rows,
     iter_plan_shards,
     load_plan,
+    planned_text,
     predict,
     size_in_blocks,
 )
@@ -74,7 +74,7 @@ def write_plan(store: Store, rows: list[PlannedRow]) -> PlanRecord:
     )
     with PlanWriter(store) as writer:
         for item in rows:
-            writer.add(item)
+            writer.add(planned_text(item.model_copy(update={"shard": 0})), item.shard)
         writer.finish(record)
     return record
 
@@ -107,16 +107,11 @@ def test_size_in_blocks_keeps_within_area_and_source(width_px: int, height_px: i
         assert width * height * 28 * 28 <= 392 * 392
 
 
-@given(sizes=st.lists(st.integers(0, 50), max_size=40), target_bytes=st.integers(1, 100), max_samples=st.integers(1, 7))
-def test_cutter_fills_shards_in_order_and_within_limits(sizes: list[int], target_bytes: int, max_samples: int) -> None:
-    cutter = ShardCutter(ShardConfig(target_bytes=target_bytes, max_samples=max_samples))
-    shards = [cutter.place(size) for size in sizes]
-    assert sorted(set(shards)) == list(range(cutter.num_shards))
-    assert shards == sorted(shards)
-    for shard in set(shards):
-        held = [size for size, place in zip(sizes, shards, strict=True) if place == shard]
-        assert len(held) <= max_samples
-        assert len(held) == 1 or sum(held) <= target_bytes
+def test_text_of_a_shard_is_that_of_the_row_with_this_shard() -> None:
+    hostile = '"shard":0,'
+    item = row(1, 0).model_copy(update={"id": hostile, "row": ManifestRow(video=hostile, conversations=[{"shard": 0}])})
+    text = planned_text(item).text_of_shard(12)
+    assert PlannedRow.model_validate_json(text) == item.model_copy(update={"shard": 12})
 
 
 def test_plan_rows_come_back_in_order_and_skipped_shards_do_not(
@@ -161,5 +156,5 @@ def test_plan_without_rows_can_be_read(tmp_path: Path) -> None:
 def test_interrupted_plan_is_not_there(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with PlanWriter(store) as writer:
-        writer.add(row(1, 0))  # and then leaves without finish, as an exception would
+        writer.add(planned_text(row(1, 0)), 0)  # and then leaves without finish, as an exception would
     assert load_plan(store) is None

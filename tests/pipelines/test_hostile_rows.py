@@ -105,8 +105,8 @@ def test_a_secret_of_the_manifests_own_url_stays_out_of_the_run(
     url = f"https://me:{SECRET}@host/m.jsonl?token={SECRET}"
     for module in (planning, tokenizing):
         monkeypatch.setattr(module, "manifest_digest", lambda uri: "0")
-    read = planning.read_manifest
-    monkeypatch.setattr(planning, "read_manifest", lambda uri: read(str(manifest)))
+    read = planning.read_rows
+    monkeypatch.setattr(planning, "read_rows", lambda uri: read(str(manifest)))
     store = Store(tmp_path / "run")
     tokenize_videos(url, store, CONFIG, INLINE)
     write_report(store)

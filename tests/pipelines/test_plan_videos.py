@@ -6,12 +6,12 @@ import pytest
 
 from ov2_core.config import RunConfig, recipe, with_overrides
 from ov2_core.data.keys import IdLedger
-from ov2_core.data.manifest import read_manifest
-from ov2_core.make_sample import make_probe
+from ov2_core.data.manifest import read_manifest, read_rows
+from ov2_core.make_sample import ProbeOutcome, ProbeTask, TransientItemError, make_probe
 from ov2_core.plan import PlanWriter, iter_plan_quarantine, iter_plan_rows, load_plan
 from ov2_core.storage.files import Store
 from pipelines.options import RunOptions
-from pipelines.plan_videos import PlanFeed, plan_videos
+from pipelines.plan_videos import PlanFeed, ProbeJob, plan_videos
 from pipelines.progress import Counters
 from pipelines.scheduling import Verdict
 from schemas.shard import PlanRecord
@@ -87,7 +87,7 @@ def drive_by_hand(
     shuffle = random.Random(seed)
     with IdLedger() as ledger, PlanWriter(store) as writer:
         feed = PlanFeed(
-            read_manifest(str(manifest)),
+            read_rows(str(manifest)),
             str(manifest),
             config,
             writer,
@@ -99,16 +99,17 @@ def drive_by_hand(
         while not feed.finished:
             while len(open_tasks) < keep and (task := feed.pull()) is not None:
                 open_tasks.append(task)
-            assert len(open_tasks) <= window_rows
+            assert sum(len(task.payload) for task in open_tasks) <= window_rows
             if open_tasks:
                 task = open_tasks.pop(shuffle.randrange(len(open_tasks)))
-                feed.done(task, make_probe(task.payload, config), None)
+                job = ProbeJob(config, str(manifest))
+                feed.done(task, (job.run(task.payload)[0][0], shuffle.choice([1e-3, 10.0])), None)
         record = feed.record(manifest_digest="x")
         writer.finish(record)
     return record
 
 
-@pytest.mark.parametrize(("seed", "window_rows", "keep"), [(0, 100, 100), (1, 3, 2), (2, 1, 9)])
+@pytest.mark.parametrize(("seed", "window_rows", "keep"), [(0, 100, 100), (1, 3, 2), (2, 1, 9), (3, 7, 3)])
 def test_plan_does_not_depend_on_the_order_of_finishing(
     mixed_manifest: Path, tmp_path: Path, seed: int, window_rows: int, keep: int
 ) -> None:
@@ -121,19 +122,52 @@ def test_plan_does_not_depend_on_the_order_of_finishing(
 
 def test_probe_that_kills_its_worker_falls_alone(mixed_manifest: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
+    condemned: list[int] = []
     with IdLedger() as ledger, PlanWriter(store) as writer:
         feed = PlanFeed(
             read_manifest(str(mixed_manifest)), str(mixed_manifest), CONFIG, writer, ledger, Counters("plan")
         )
         while (task := feed.pull()) is not None:
-            if task.payload.line == 1:
+            if 1 in [raw.line for _, raw in task.payload]:
+                condemned.append(len(task.payload))
                 feed.condemned(task, Verdict("worker_died", "SIGSEGV", 3))
             else:
-                feed.done(task, make_probe(task.payload, CONFIG), None)
+                feed.done(task, ProbeJob(CONFIG, str(mixed_manifest)).run(task.payload)[0], None)
         writer.finish(feed.record(manifest_digest="x"))
     assert [line for line, _, _ in planned(store)] == [4, 11]
     first = next(iter_plan_quarantine(store))
     assert (first.line, first.reason, first.stage, first.attempts) == (1, "worker_died", "probe", 3)
+    assert condemned == [5, 1], "the task is taken apart, then the row is tried alone"
+
+
+def test_a_transient_error_is_tried_alone(mixed_manifest: Path, tmp_path: Path) -> None:
+    tried: list[list[int]] = []
+
+    def flaky(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
+        if task.line == 4 and len(tried[-1]) > 1:
+            raise TransientItemError("503")
+        return make_probe(task, config)
+
+    plain, store = Store(tmp_path / "plain"), Store(tmp_path / "run")
+    plan_videos(str(mixed_manifest), plain, CONFIG, INLINE)
+    job = ProbeJob(CONFIG, str(mixed_manifest), flaky)
+    with IdLedger() as ledger, PlanWriter(store) as writer:
+        feed = PlanFeed(read_rows(str(mixed_manifest)), str(mixed_manifest), CONFIG, writer, ledger, Counters("plan"))
+        while (task := feed.pull()) is not None:
+            tried.append([raw.line for _, raw in task.payload])
+            feed.done(task, job.run(task.payload)[0], None)
+        writer.finish(feed.record(manifest_digest="x"))
+    assert [4] in tried
+    assert planned(store) == planned(plain)
+
+
+def test_rows_alone_end_as_transient_errors_do(mixed_manifest: Path) -> None:
+    def down(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
+        raise TransientItemError("503")
+
+    first = next(read_rows(str(mixed_manifest)))
+    with pytest.raises(TransientItemError):
+        ProbeJob(CONFIG, str(mixed_manifest), down).run(((0, first),))
 
 
 def test_plan_is_not_there_before_it_is_finished(mixed_manifest: Path, tmp_path: Path) -> None:

@@ -203,8 +203,9 @@ def test_feed_writes_in_plan_order_whatever_finishes_first(planned: list[Planned
     first, second = feed.pull(), feed.pull()
     assert first is not None
     assert second is not None
-    feed.done(second, made(second.payload), "b")
-    feed.done(first, made(first.payload), "a")
+    assert [first.name, second.name] == ["v1", "v0"], "the more expensive one first"
+    feed.done(first, made(first.payload), "b")
+    feed.done(second, made(second.payload), "a")
     write = feed.pull()
     assert write is not None
     assert [(sample.key, sample.members) for sample in write.payload.made] == [("v0", "a"), ("v1", "b")]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ov2_core.plan import PlanWriter
+from ov2_core.plan import PlanWriter, planned_text
 from ov2_core.report.collect import collect_run, read_sample
 from ov2_core.storage.files import Store
 from schemas.shard import FilteredRow, PlannedRow, PlanRecord, QuarantineRow
@@ -95,7 +95,7 @@ def test_plan_is_compared_over_committed_rows_alone(store, tmp_path, encoded, ma
     make_run(store, tmp_path, encoded[:4])
     with PlanWriter(store) as writer:
         for i, one in enumerate(encoded):
-            writer.add(planned(one, i // 2, cpu_seconds=float(10**i)))
+            writer.add(planned_text(planned(one, 0, cpu_seconds=float(10**i))), i // 2)
         writer.quarantine(fallen(6))
         writer.finish(
             PlanRecord(
