@@ -22,6 +22,7 @@ from jobs import doctor as doctor_checks
 from jobs.curriculum_commands import add_curriculum_commands
 from jobs.encode_command import add_encode_command
 from jobs.eval_commands import add_eval_commands
+from jobs.filter_commands import add_filter_commands
 from jobs.model_commands import add_model_commands, need_torch
 from jobs.run_commands import add_run_commands
 from jobs.spatial_command import add_spatial_command
@@ -485,6 +486,7 @@ def _errors() -> Iterator[None]:
 
 
 add_run_commands(app, _errors)
+add_filter_commands(app, _errors)
 add_model_commands(app, _errors)
 add_stream_command(app, _errors)
 add_encode_command(app, _errors)

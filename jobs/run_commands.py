@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.summary import line_text, size_text, tokenize_text
+from jobs.summary import counts_text, line_text, size_text, tokenize_text
 from ov2_core.redact import printable
 from ov2_core.rounds import is_replayable
 from ov2_core.run_status import RunStatus, iter_failed, read_status
@@ -99,10 +99,10 @@ def add_run_commands(app: typer.Typer, errors: Callable[[], AbstractContextManag
         with errors():
             from pipelines.run_rounds import replay_rows
 
-            options = _options(workers, address, deadline_base, progress)
+            options = run_options(workers, address, deadline_base, progress)
             reasons = None if not reason else frozenset(reason)
             summary = replay_rows(Store(run), options, reasons=reasons)
-            code = _finish(Store(run), summary)
+            code = finish_round(Store(run), summary)
         raise typer.Exit(code)
 
     @app.command()
@@ -120,9 +120,9 @@ def add_run_commands(app: typer.Typer, errors: Callable[[], AbstractContextManag
         with errors():
             from pipelines.run_rounds import append_rows
 
-            options = _options(workers, address, deadline_base, progress)
+            options = run_options(workers, address, deadline_base, progress)
             summary = append_rows(manifest, Store(run), options)
-            code = _finish(Store(run), summary)
+            code = finish_round(Store(run), summary)
         raise typer.Exit(code)
 
     @app.command()
@@ -213,20 +213,18 @@ def failed_text(rows: Iterable[QuarantineRow]) -> str:
 def status_text(found: RunStatus, *, now: float | None = None) -> str:
     """A run's state for a terminal. now: Unix seconds."""
     now = time.time() if now is None else now
-    total = sum(found.quarantined.values())
-    reasons = ", ".join(f"{name} {count}" for name, count in found.quarantined.items())
     left = "?" if found.left is None else f"{found.left}"
     lines = [
         line_text("run", found.root),
         line_text("manifest rows", "not planned yet" if found.manifest_rows is None else f"{found.manifest_rows}"),
         line_text("committed", f"{found.committed} ({found.num_tokens:,} tokens, {size_text(found.tar_bytes)})"),
-        line_text("filtered", f"{found.filtered}"),
-        line_text("quarantined", f"{total} ({reasons})" if total else "0"),
+        line_text("filtered", counts_text(found.filtered)),
+        line_text("quarantined", counts_text(found.quarantined)),
         line_text("left", left),
         line_text("shards", f"{found.num_shards_committed} of {found.num_shards} committed"),
     ]
     if found.num_rounds:
-        lines.append(line_text("rounds", f"{found.num_rounds} (replays and appends)"))
+        lines.append(line_text("rounds", f"{found.num_rounds} (replays, appends, refilters)"))
     if found.last_commit_unix_seconds is not None:
         lines.append(line_text("last commit", f"{duration_text(max(0, now - found.last_commit_unix_seconds))} ago"))
     for one in found.alive(now):
@@ -248,7 +246,8 @@ def status_json(found: RunStatus) -> str:
         "root": found.root,
         "manifest_rows": found.manifest_rows,
         "committed": found.committed,
-        "filtered": found.filtered,
+        "filtered": sum(found.filtered.values()),
+        "filtered_by_rule": found.filtered,
         "quarantined": found.quarantined,
         "left": found.left,
         "num_rounds": found.num_rounds,
@@ -300,7 +299,8 @@ def _fallen(row: QuarantineRow) -> str:
     return f"line {row.line}, {row.id or 'no id'} (at {row.stage}): {text}"
 
 
-def _finish(store: Store, summary: RoundSummary) -> int:
+def finish_round(store: Store, summary: RoundSummary) -> int:
+    """Verifies, writes the report, prints what the round did; the exit code."""
     from ov2_core.report.render import write_report
     from ov2_core.storage.verify import verify_run
 
@@ -325,7 +325,8 @@ def _finish(store: Store, summary: RoundSummary) -> int:
     return 0 if found.ok else EXIT_INVALID
 
 
-def _options(workers: int | None, address: str | None, deadline_base: float, progress: str) -> RunOptions:
+def run_options(workers: int | None, address: str | None, deadline_base: float, progress: str) -> RunOptions:
+    """Options as the command line gives them."""
     return RunOptions(
         workers=workers,
         address=address,

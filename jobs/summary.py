@@ -24,6 +24,7 @@ def plan_text(record: PlanRecord, store: Store, *, where: str | None) -> str:
         line_text("plan", store.url("plan") if where else "not written (dry run)"),
         line_text("manifest rows", f"{record.manifest_rows}"),
         line_text("planned", f"{record.num_planned} in {record.num_shards} shards"),
+        line_text("filtered", counts_text(record.filtered_by_rule)),
         line_text("video", duration_text(record.predicted_video_seconds)),
         line_text("predicted tokens", f"{record.predicted_tokens:,}"),
         line_text("predicted bytes", size_text(record.predicted_bytes)),
@@ -89,8 +90,8 @@ def tokenize_text(summary: TokenizeSummary, found: VerifyReport, store: Store, r
     lines = [
         line_text("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
         line_text("images", f"{found.num_images:,} canvases or frames, {found.num_tokens:,} tokens"),
-        line_text("filtered", f"{found.filtered}"),
-        line_text("quarantined", _reasons(found)),
+        line_text("filtered", counts_text(found.filtered_by_rule)),
+        line_text("quarantined", counts_text(found.quarantined_by_reason)),
         line_text(
             "this run",
             f"{summary.num_made} samples in {duration_text(wall)}"
@@ -119,8 +120,8 @@ def verify_text(found: VerifyReport) -> str:
     lines = [
         line_text("manifest rows", f"{found.manifest_rows}"),
         line_text("committed", f"{found.committed} samples in {found.shards} shards, {size_text(found.tar_bytes)}"),
-        line_text("filtered", f"{found.filtered}"),
-        line_text("quarantined", _reasons(found)),
+        line_text("filtered", counts_text(found.filtered_by_rule)),
+        line_text("quarantined", counts_text(found.quarantined_by_reason)),
         _verdict(found),
     ]
     return "\n".join([*lines, *_errors(found)])
@@ -128,7 +129,7 @@ def verify_text(found: VerifyReport) -> str:
 
 def verdict_lines(found: VerifyReport) -> list[str]:
     """Quarantined rows by reason, the sum, and what is wrong."""
-    return [line_text("quarantined", _reasons(found)), _verdict(found), *_errors(found)]
+    return [line_text("quarantined", counts_text(found.quarantined_by_reason)), _verdict(found), *_errors(found)]
 
 
 def size_text(num_bytes: int) -> str:
@@ -161,10 +162,10 @@ def _errors(found: VerifyReport) -> list[str]:
     return shown + ([f"    and {more} more (ov2 verify --json)"] if more > 0 else [])
 
 
-def _reasons(found: VerifyReport) -> str:
-    if not found.quarantined:
-        return "0"
-    return f"{found.quarantined} ({', '.join(f'{k} {v}' for k, v in sorted(found.quarantined_by_reason.items()))})"
+def counts_text(counts: Mapping[str, int]) -> str:
+    """A total and what it is made of."""
+    total = sum(counts.values())
+    return f"{total} ({', '.join(f'{name} {n}' for name, n in sorted(counts.items()))})" if total else "0"
 
 
 def line_text(name: str, value: str, *, width: int = 17) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast
 
+from ov2_core.filters.config import FilterConfig
+
 Mode = Literal["codec", "uniform", "still"]
 Policy = Literal["saliency", "evidence"]
 Normalisation = Literal["frame", "clip"]
@@ -293,12 +295,13 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """All that decides the bytes of a run's shards. Workers, addresses and deadlines do not, and stand elsewhere."""
+    """All that decides the rows and bytes of a run's shards. Workers, addresses and deadlines do not, and stand elsewhere."""
 
     recipe: str
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
 
 
 def _one_of(name: str, value: str, kind: Any) -> None:

@@ -20,8 +20,10 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.messages import to_messages
 from ov2_core.errors import BadItemError
+from ov2_core.filters.pixels import look_at_folder, look_at_still, look_at_video
+from ov2_core.filters.rules import judge
 from ov2_core.media.frame_folder import list_frames, probe_frames, require_uniform
-from ov2_core.media.image import probe_image
+from ov2_core.media.image import load_image, probe_image
 from ov2_core.media.probe import probe_video
 from ov2_core.plan import predict
 from ov2_core.redact import redacted
@@ -31,7 +33,7 @@ from ov2_core.tokenize_video import tokenize_frames, tokenize_image, tokenize_vi
 from ov2_core.tokenized import TokenizedVideo
 from schemas.shard import FilteredRow, PlannedRow, QuarantineReason, QuarantineRow, Stage
 from schemas.tokens import Provenance
-from schemas.video import ManifestRow, ProbeRecord, SourceIdentity
+from schemas.video import ManifestRow, PixelScores, ProbeRecord, SourceIdentity
 
 GENERATOR = f"ov2-pipeline {metadata.version('ov2-pipeline')}"
 RULE_STILLS_ONLY = "stills_only"
@@ -84,13 +86,13 @@ class SampleOutcome:
 
 
 def make_probe(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
-    """Probes a source, checks the row's text and predicts its cost.
+    """Probes a source, checks the row's text, judges it by the rules of the filter and predicts its cost.
 
     Raises:
         TransientItemError, MemoryError.
     """
     try:
-        identity, probe = retry_transient(lambda: _probe(task, config))
+        identity, probe, pixels = retry_transient(lambda: _probe(task, config))
         prediction = predict(probe, config.tokenizer)
         planned = PlannedRow(
             line=task.line,
@@ -104,7 +106,11 @@ def make_probe(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
             predicted_tokens=prediction.tokens,
             predicted_bytes=prediction.bytes,
             predicted_cpu_seconds=prediction.cpu_seconds,
+            pixels=pixels,
         )
+        filtered = judge(planned, config.filter)
+        if filtered is not None:
+            planned = without_cost(planned, filtered)
     except Exception as error:
         reason, message, stage = _blame(error, "probe")
         row = quarantine_row(
@@ -112,6 +118,12 @@ def make_probe(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
         )
         return ProbeOutcome(line=task.line, quarantined=row)
     return ProbeOutcome(line=task.line, planned=planned)
+
+
+def without_cost(planned: PlannedRow, filtered: FilteredRow) -> PlannedRow:
+    """The row as one that a rule leaves out: it will take no token, byte or second."""
+    nothing = {"predicted_tokens": 0, "predicted_bytes": 0, "predicted_cpu_seconds": 0.0}
+    return planned.model_copy(update={"filtered": filtered, **nothing})
 
 
 def make_sample(planned: PlannedRow, config: RunConfig) -> SampleOutcome:
@@ -212,32 +224,23 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRecord]:
+def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRecord, PixelScores | None]:
     to_messages(task.row, config.text)
+    limit, looks = config.tokenizer.max_source_px, config.filter.needs_pixels
     if task.row.frames_fps is not None:
         if config.tokenizer.mode == "codec":
             require_uniform(config.tokenizer.mode)
         folder = list_frames(task.uri, task.row.frames_fps)
-        found = probe_frames(
-            folder,
-            max_source_px=config.tokenizer.max_source_px,
-            start_seconds=task.row.start,
-            end_seconds=task.row.end,
-        )
-        return folder.identity, found.record()
+        found = probe_frames(folder, max_source_px=limit, start_seconds=task.row.start, end_seconds=task.row.end)
+        pixels = look_at_folder(folder, found, max_source_px=limit) if looks else None
+        return folder.identity, found.record(), pixels
     identity = source_identity(task.uri)
     with _opened(task.uri) as source:
         if task.row.image is not None:
-            return identity, probe_image(
-                source, max_source_px=config.tokenizer.max_source_px, size_bytes=identity.size_bytes
-            )
-        probe = probe_video(
-            source,
-            start_seconds=task.row.start,
-            end_seconds=task.row.end,
-            max_source_px=config.tokenizer.max_source_px,
-        )
-        return identity, probe.record()
+            record = probe_image(source, max_source_px=limit, size_bytes=identity.size_bytes)
+            return identity, record, look_at_still(load_image(source, max_source_px=limit)) if looks else None
+        probe = probe_video(source, start_seconds=task.row.start, end_seconds=task.row.end, max_source_px=limit)
+        return identity, probe.record(), look_at_video(source, probe) if looks else None
 
 
 def _tokenize(planned: PlannedRow, config: RunConfig) -> tuple[TokenizedVideo, list[Member]]:

@@ -115,6 +115,8 @@ class PlannedText(NamedTuple):
     bytes: int
     cpu_seconds: float
     video_seconds: float
+    rule: str | None = None
+    """That leaves it out; it costs nothing then."""
 
     def text_of_shard(self, shard: int) -> str:
         """The JSON with its shard. The name cannot stand earlier: inside a string its quotes would be escaped."""
@@ -133,7 +135,8 @@ def planned_text(planned: PlannedRow) -> PlannedText:
         tokens=planned.predicted_tokens,
         bytes=planned.predicted_bytes,
         cpu_seconds=planned.predicted_cpu_seconds,
-        video_seconds=planned.probe.duration_seconds,
+        video_seconds=0.0 if planned.filtered is not None else planned.probe.duration_seconds,
+        rule=None if planned.filtered is None else planned.filtered.rule,
     )
 
 
@@ -232,6 +235,19 @@ def iter_plan_rows(
                 for shard, record in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
                     if shard not in skip_shards:
                         yield PlannedRow.model_validate_json(record)
+
+
+def iter_plan_rows_by_line(store: Store, *, rel: str = PLAN_ROWS) -> Iterator[PlannedRow]:
+    """Planned rows by ascending line, as they were planned. Holds what shard_balance.py has moved: at most about a window."""
+    with store.open_read(rel) as file:
+        lines = np.sort(pq.ParquetFile(file).read(columns=["line"]).column(0).to_numpy())
+    held: dict[int, PlannedRow] = {}
+    place = 0
+    for row in iter_plan_rows(store, rel=rel):
+        held[row.line] = row
+        while place < len(lines) and int(lines[place]) in held:
+            yield held.pop(int(lines[place]))
+            place += 1
 
 
 def count_plan_rows(store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset()) -> int:

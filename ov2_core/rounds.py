@@ -1,12 +1,13 @@
-"""Rounds: rows that a run plans after its own plan. They replay what fell, or append rows of another manifest.
+"""Rounds: rows that a run plans after its own plan. They replay what fell, append rows of another manifest, or take in rows
+that a filter left out, under other thresholds.
 
 Enters: a run's store. Leaves: its rounds, and the run's rows as the plan and all rounds together say them.
 
 A round is to its rows what the plan is to the manifest: `plan/round-0001-<hex>.parquet` and `.jsonl`, then
 `plan/round-0001.json`, created if absent, which names them: without it the round is not there, and of two who plan one
 at once the second is refused. Its shards come after all shards before it, so nothing that is published changes. A line
-ends as the last round that took it says; what was said of it before is history, and must have been a quarantine. So
-manifest = committed + filtered + quarantined holds, with the appended rows counted to the manifest.
+ends as the last round that took it says; what was said of it before is history, and must have been a quarantine
+or a filter's. So manifest = committed + filtered + quarantined holds, with the appended rows counted to the manifest.
 """
 
 import re
@@ -16,18 +17,19 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from ov2_core.plan import PlanWriter, iter_plan_quarantine, iter_plan_rows, load_plan
+from ov2_core.plan import PlanWriter, iter_plan_quarantine, iter_plan_rows, iter_plan_rows_by_line, load_plan
 from ov2_core.storage.commit import load_commit
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import PLAN_QUARANTINE, PLAN_ROWS
 from ov2_core.storage.summaries import iter_summaries
 from schemas.run import RoundRecord
-from schemas.shard import CommitRecord, PlannedRow, PlanRecord, QuarantineRow
+from schemas.shard import CommitRecord, FilteredRow, PlannedRow, PlanRecord, QuarantineRow
 
 PLAN_DIR = "plan"
 _ROUND_JSON = re.compile(r"round-(\d{4,})\.json")
@@ -118,6 +120,29 @@ class Rounds:
         for summary in iter_summaries(self.store):
             if summary.quarantined:
                 yield from self.quarantined_of(load_commit(self.store, summary.shard))
+
+    def iter_filtered(self) -> Iterator[PlannedRow]:
+        """Planned rows that stand filtered now, round after round, by ascending line."""
+        for number in range(len(self.records) + 1):
+            rows = iter_plan_rows_by_line(self.store, rel=self.rows_rel(number))
+            yield from (row for row in rows if row.filtered is not None and not self.is_history(row.line, number))
+
+    def iter_kept(self, *, leave_out: frozenset[int] = frozenset()) -> Iterator[PlannedRow]:
+        """Planned rows that no rule leaves out now, fallen ones among them, without those of some lines."""
+        for number in range(len(self.records) + 1):
+            rows = iter_plan_rows(self.store, rel=self.rows_rel(number))
+            kept = (row for row in rows if row.filtered is None and row.line not in leave_out)
+            yield from (row for row in kept if not self.is_history(row.line, number))
+
+    def filter_now(self) -> dict[str, Any] | None:
+        """The thresholds that the last round of kind "refilter" set; None where there is none: those of the run's config."""
+        set_later = [record.filter for record in self.records if record.filter is not None]
+        return set_later[-1] if set_later else None
+
+    def filtered_of(self, commit: CommitRecord) -> list[FilteredRow]:
+        """Rows of a commit that stand filtered now."""
+        number = self.round_of(commit.shard)
+        return [row for row in commit.filtered if not self.is_history(row.line, number)]
 
     def quarantined_of(self, commit: CommitRecord) -> list[QuarantineRow]:
         """Rows of a commit that stand quarantined now."""

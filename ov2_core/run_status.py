@@ -31,7 +31,8 @@ class RunStatus:
     manifest_rows: int | None
     """None: no plan yet."""
     committed: int = 0
-    filtered: int = 0
+    filtered: dict[str, int] = field(default_factory=dict)
+    """By rule."""
     quarantined: dict[str, int] = field(default_factory=dict)
     num_rounds: int = 0
     num_shards: int = 0
@@ -49,7 +50,7 @@ class RunStatus:
         """Rows without an end; of a shard all rows end with its commit."""
         if self.manifest_rows is None:
             return None
-        return self.manifest_rows - self.committed - self.filtered - sum(self.quarantined.values())
+        return self.manifest_rows - self.committed - sum(self.filtered.values()) - sum(self.quarantined.values())
 
     def alive(self, now: float | None = None) -> list[InvocationRecord]:
         """Invocations that run, by their last sign of life."""
@@ -85,6 +86,7 @@ def read_status(store: Store, *, num_newest: int = 5) -> RunStatus:
         invocations=invocations,
     )
     quarantined: Counter[str] = Counter()
+    filtered: Counter[str] = Counter()
     newest: list[tuple[float, int, QuarantineRow]] = []
     for number in range(len(rounds.records) + 1 if rounds else 0):
         assert rounds is not None
@@ -100,17 +102,19 @@ def read_status(store: Store, *, num_newest: int = 5) -> RunStatus:
     for summary in iter_summaries(store):
         status.num_shards_committed += 1
         status.committed += summary.num_samples
-        status.filtered += summary.num_filtered
         status.num_tokens += summary.num_tokens
         status.tar_bytes += summary.tar_bytes
         status.last_commit_unix_seconds = max(status.last_commit_unix_seconds or 0.0, summary.finished_unix_seconds)
         number = 0 if rounds is None else rounds.round_of(summary.shard)
+        for rule, lines in summary.filtered.items():
+            filtered[rule] += sum(rounds is None or not rounds.is_history(line, number) for line in lines)
         for reason, lines in summary.quarantined.items():
             for line in lines:
                 if rounds is None or not rounds.is_history(line, number):
                     quarantined[reason] += 1
                     youngest.append((summary.finished_unix_seconds, line, summary.shard))
         youngest = heapq.nlargest(num_newest, youngest)
+    status.filtered = dict(sorted(filtered.items()))
     status.quarantined = dict(sorted(quarantined.items()))
     for shard in {shard for _, _, shard in youngest}:
         commit = load_commit(store, shard)

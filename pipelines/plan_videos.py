@@ -5,10 +5,11 @@ in any order; a window of bounded size puts them back into the manifest's, so th
 workers did.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,18 +18,28 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.keys import IdLedger
 from ov2_core.data.manifest import ManifestItem, RawRow, absolute_uri, manifest_digest, read_rows
-from ov2_core.make_sample import ProbeOutcome, ProbeTask, TransientItemError, make_probe, quarantine_row
+from ov2_core.filters.config import FilterConfig
+from ov2_core.filters.duplicates import DuplicateIndex
+from ov2_core.filters.rules import filtered_row
+from ov2_core.make_sample import (
+    ProbeOutcome,
+    ProbeTask,
+    TransientItemError,
+    make_probe,
+    quarantine_row,
+    without_cost,
+)
 from ov2_core.plan import PlannedText, PlanWriter, planned_text, remove_plan
 from ov2_core.plan_row import duplicate, name_row
+from ov2_core.plan_totals import PlanTotals
 from ov2_core.redact import redacted
-from ov2_core.shard_balance import ShardBalancer
 from ov2_core.storage.files import Store
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
 from pipelines.run_identity import load_run_record
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
-from schemas.shard import PlanRecord, QuarantineRow
+from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 
 log = logging.getLogger(__name__)
 WINDOW_ROWS = 16384
@@ -54,12 +65,46 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
     items = read_rows(manifest_uri)
     remove_plan(store)
     counters = Counters("plan")
-    with IdLedger() as ledger, PlanWriter(store) as writer:
-        feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters)
+    with IdLedger() as ledger, PlanWriter(store) as writer, duplicate_index(config.filter) as duplicates:
+        feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, duplicates=duplicates)
         probe_all(feed, store, config, options, counters)
         record = feed.record(manifest_digest=digest)
         writer.finish(record)
     return record
+
+
+@contextlib.contextmanager
+def duplicate_index(config: FilterConfig, kept: Iterator[PlannedRow] | None = None) -> Iterator[DuplicateIndex | None]:
+    """An index of near-duplicates, if a rule asks for it. kept: rows that stay already."""
+    if config.max_duplicate_bits is None:
+        yield None
+        return
+    with DuplicateIndex(config.max_duplicate_bits) as index:
+        for row in kept or ():
+            if row.pixels is not None:
+                index.add(row.line, row.id, row.pixels)
+        yield index
+
+
+def without_repeats(planned: PlannedRow, duplicates: DuplicateIndex) -> PlannedRow:
+    """The row, filtered if it repeats one that stays; if not, it is entered among those.
+
+    Raises:
+        ValueError: the rule asks for pixels that nobody looked at.
+    """
+    if planned.pixels is None:
+        raise ValueError(
+            f"line {planned.line}, {planned.id}: its pixels were not looked at, and filter.max_duplicate_bits asks for them; "
+            "plan anew with it, or with filter.measure_pixels=true"
+        )
+    found = duplicates.find(planned.pixels)
+    if found is None:
+        duplicates.add(planned.line, planned.id, planned.pixels)
+        return planned
+    message = f"looks like line {found.line} ({found.id}): {found.bits:.3g} of 64 bits a frame differ"
+    threshold = duplicates.max_bits
+    filtered = filtered_row(planned, rule="near_duplicate", value=found.bits, threshold=threshold, message=message)
+    return without_cost(planned, filtered)
 
 
 def probe_all(feed: "PlanFeed", store: Store, config: RunConfig, options: RunOptions, counters: Counters) -> None:
@@ -124,6 +169,7 @@ class PlanFeed:
         *,
         window_rows: int = WINDOW_ROWS,
         first_shard: int = 0,
+        duplicates: DuplicateIndex | None = None,
     ) -> None:
         self._items = items
         self.manifest_uri = manifest_uri
@@ -132,17 +178,15 @@ class PlanFeed:
         self._ledger = ledger
         self._counters = counters
         self._window_rows = window_rows
-        self._balancer = ShardBalancer(config.shards)
-        self._first_shard = first_shard
+        self._totals = PlanTotals(writer, config.shards, first_shard=first_shard)
+        self._duplicates = duplicates
         self._exhausted = False
         self._next_in = 0
         self._next_out = 0
         self._alone: deque[tuple[int, RawRow | ManifestItem]] = deque()
         self._ended: dict[int, PlannedText | QuarantineRow] = {}
         self._row_seconds = PROBE_SECONDS
-        self._num_planned = self._num_quarantined = 0
-        self._tokens = self._bytes = 0
-        self._cpu_seconds = self._video_seconds = 0.0
+        self._num_quarantined = 0
 
     @property
     def finished(self) -> bool:
@@ -195,19 +239,14 @@ class PlanFeed:
     def record(self, *, manifest_digest: str) -> PlanRecord:
         """The plan's totals. Writes what is still held back."""
         assert self.finished
-        self._add(self._balancer.flush())
         return PlanRecord(
             manifest_uri=redacted(absolute_uri(self.manifest_uri)),
             manifest_digest=manifest_digest,
             manifest_rows=self._next_in,
             config_digest=configs.digest(self._config),
-            num_shards=self._balancer.num_shards,
-            num_planned=self._num_planned,
+            config=configs.to_dict(self._config),
             num_quarantined=self._num_quarantined,
-            predicted_tokens=self._tokens,
-            predicted_bytes=self._bytes,
-            predicted_cpu_seconds=round(self._cpu_seconds, 3),
-            predicted_video_seconds=round(self._video_seconds, 3),
+            **self._totals.finish(),
         )
 
     def _task(self, rows: Rows) -> Task:
@@ -233,15 +272,9 @@ class PlanFeed:
             self._counters.quarantined[found.reason] += 1
             self._writer.quarantine(found)
             return
-        self._counters.num_made += 1
+        if self._duplicates is not None and found.rule is None:
+            found = planned_text(without_repeats(PlannedRow.model_validate_json(found.text), self._duplicates))
+        self._counters.num_made += found.rule is None
+        self._counters.num_filtered += found.rule is not None
         self._counters.video_seconds += found.video_seconds
-        self._num_planned += 1
-        self._tokens += found.tokens
-        self._bytes += found.bytes
-        self._cpu_seconds += found.cpu_seconds
-        self._video_seconds += found.video_seconds
-        self._add(self._balancer.place(found))
-
-    def _add(self, placed: Iterable[tuple[int, PlannedText]]) -> None:
-        for shard, row in placed:
-            self._writer.add(row, self._first_shard + shard)
+        self._totals.add(found)

@@ -8,6 +8,7 @@ resumed by the same call; `ov2 tokenize` with the run's own manifest finishes a 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
@@ -16,12 +17,13 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.keys import IdLedger, derived_id
 from ov2_core.data.manifest import ManifestItem, absolute_uri, manifest_digest, read_manifest
+from ov2_core.filters.config import FilterConfig
 from ov2_core.make_sample import make_sample
 from ov2_core.rounds import Rounds, RoundWriter, is_replayable, load_rounds
 from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store
 from pipelines.options import RunOptions, session
-from pipelines.plan_videos import PlanFeed, probe_all
+from pipelines.plan_videos import PlanFeed, duplicate_index, probe_all
 from pipelines.progress import Counters
 from pipelines.run_identity import check_same_run, load_run_record, make_run_record
 from pipelines.tokenize_videos import Make, TokenizeSummary, complete_run
@@ -54,6 +56,7 @@ def replay_rows(
         RunStoppedError: see tokenize_videos.
     """
     rounds, here, config = open_run(store)
+    planning = planning_config(config, rounds)
     fallen = [row for row in rounds.iter_quarantined() if reasons is None or row.reason in reasons]
     taken = sorted((row for row in fallen if is_replayable(row)), key=lambda row: row.line)
     num_missing = rounds.num_shards - len(committed_shards(store))
@@ -62,19 +65,27 @@ def replay_rows(
         if taken and not num_missing:
             counters = Counters("plan", num_items=len(taken))
             items = (ManifestItem(line=row.line, row=row.row) for row in taken)
-            with RoundWriter(rounds) as writer, IdLedger() as ledger:
+            kept = rounds.iter_kept(leave_out=frozenset(row.line for row in taken))
+            with (
+                RoundWriter(rounds) as writer,
+                IdLedger() as ledger,
+                duplicate_index(planning.filter, kept) as duplicates,
+            ):
                 feed = PlanFeed(
                     items,
                     rounds.plan.manifest_uri,
-                    config,
+                    planning,
                     writer.plan,
                     ledger,
                     counters,
                     first_shard=rounds.num_shards,
+                    duplicates=duplicates,
                 )
-                probe_all(feed, store, config, options, counters)
+                probe_all(feed, store, planning, options, counters)
                 planned = feed.record(manifest_digest="")
-                record = _create(writer, planned, rounds, reasons=sorted({row.reason for row in taken}))
+                record = create_round(
+                    writer, planned, rounds, kind="replay", reasons=sorted({row.reason for row in taken})
+                )
         tokenized = complete_run(store, here, config, options, make=make)
     return RoundSummary(
         record=record,
@@ -94,6 +105,7 @@ def append_rows(manifest_uri: str, store: Store, options: RunOptions, *, make: M
         RunStoppedError: see tokenize_videos.
     """
     rounds, here, config = open_run(store)
+    planning = planning_config(config, rounds)
     digest = manifest_digest(manifest_uri)
     manifest = read_manifest(manifest_uri)
     num_missing = rounds.num_shards - len(committed_shards(store))
@@ -102,17 +114,25 @@ def append_rows(manifest_uri: str, store: Store, options: RunOptions, *, make: M
         items = _Unknown(manifest, known, texts, line_offset=last_line)
         counters = Counters("plan")
         record = None
-        with RoundWriter(rounds) as writer:
+        with RoundWriter(rounds) as writer, duplicate_index(planning.filter, rounds.iter_kept()) as duplicates:
             feed = PlanFeed(
-                iter(items), manifest_uri, config, writer.plan, ledger, counters, first_shard=rounds.num_shards
+                iter(items),
+                manifest_uri,
+                planning,
+                writer.plan,
+                ledger,
+                counters,
+                first_shard=rounds.num_shards,
+                duplicates=duplicates,
             )
-            probe_all(feed, store, config, options, counters)
+            probe_all(feed, store, planning, options, counters)
             planned = feed.record(manifest_digest=digest)
             if planned.manifest_rows:
-                record = _create(
+                record = create_round(
                     writer,
                     planned,
                     rounds,
+                    kind="append",
                     manifest_uri=manifest_uri,
                     line_offset=last_line,
                     left_out=items.num_left_out,
@@ -145,24 +165,35 @@ def open_run(store: Store) -> tuple[Rounds, RunRecord, RunConfig]:
     return rounds, there, config
 
 
-def _create(
+def planning_config(config: RunConfig, rounds: Rounds) -> RunConfig:
+    """What rows are planned by: the run's config, with the thresholds of its last refilter."""
+    there = rounds.filter_now()
+    return config if there is None else replace(config, filter=TypeAdapter(FilterConfig).validate_python(there))
+
+
+def create_round(
     writer: RoundWriter,
     planned: PlanRecord,
     rounds: Rounds,
     *,
+    kind: Literal["replay", "append", "refilter"],
     reasons: list[str] | None = None,
     manifest_uri: str | None = None,
     line_offset: int = 0,
     left_out: int = 0,
+    filter: FilterConfig | None = None,
 ) -> RoundRecord:
+    """Makes a round of what the writer holds; `planned` has its totals."""
+
     def make(number: int, rows: str, fallen: str) -> RoundRecord:
         return RoundRecord(
             number=number,
-            kind="replay" if manifest_uri is None else "append",
+            kind=kind,
             reasons=reasons or [],
             manifest_uri=None if manifest_uri is None else absolute_uri(manifest_uri),
             manifest_digest=planned.manifest_digest or None,
             line_offset=line_offset,
+            filter=None if filter is None else configs.to_dict(filter),
             first_shard=rounds.num_shards,
             num_shards=planned.num_shards,
             num_rows=planned.manifest_rows,

@@ -359,10 +359,15 @@ class ShardFeed:
             shard, rows = self._next_shard
             predicted_bytes = sum(row.predicted_bytes for row in rows)
             self._open[shard] = _OpenShard(rows, round(time.time(), 3), predicted_bytes)
-            self._rows.extend(
-                sorted(rows, key=lambda row: -row.predicted_cpu_seconds)
-            )  # so that no long one comes last
             self._next_shard = next(self._shards, None)
+            for row in sorted(rows, key=lambda row: -row.predicted_cpu_seconds):  # so that no long one comes last
+                if row.filtered is None:
+                    self._rows.append(row)
+                else:
+                    self._counters.num_filtered += 1
+                    self._end(row, row.filtered)
+            if self._writes:
+                return self._writes.popleft()
         if not self._rows:
             return None
         return self._task(self._rows.popleft())

@@ -29,6 +29,7 @@ class VerifyReport(Record):
     manifest_rows: int
     committed: int
     filtered: int
+    filtered_by_rule: dict[str, int] = Field(default_factory=dict)
     quarantined: int
     quarantined_by_reason: dict[str, int]
     shards: int
@@ -44,10 +45,11 @@ class RoundRecord(Record):
 
     replay: rows that had fallen are tried again; what the round says of a line takes the place of what was said before.
     append: rows of another manifest, which join the run's.
+    refilter: rows that a filter had left out and that other thresholds take in.
     """
 
     number: int = Field(ge=1)
-    kind: Literal["replay", "append"]
+    kind: Literal["replay", "append", "refilter"]
     reasons: list[str]
     """Of a replay: whose rows it took."""
     manifest_uri: str | None
@@ -55,6 +57,8 @@ class RoundRecord(Record):
     manifest_digest: str | None
     line_offset: int = Field(ge=0)
     """Of an append: line in the run = line in its manifest + this."""
+    filter: dict[str, Any] | None = None
+    """Of a refilter: the thresholds (FilterConfig), which hold for later rounds too."""
     first_shard: int = Field(ge=0)
     num_shards: int = Field(ge=0)
     num_rows: int = Field(ge=0)

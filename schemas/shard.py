@@ -1,11 +1,11 @@
 """Plan, commit and quarantine records: who is where, and how each manifest row ended."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from schemas.record import Record
-from schemas.video import ManifestRow, ProbeRecord, SourceIdentity
+from schemas.video import ManifestRow, PixelScores, ProbeRecord, SourceIdentity
 
 QuarantineReason = Literal[
     "malformed_row",
@@ -60,7 +60,12 @@ class FilteredRow(Record):
     id: str
     uri: str
     rule: str
+    """The field of FilterConfig that left it out; near_duplicate; stills_only."""
     message: str
+    value: float | None = None
+    """What the rule measured, where that is a number."""
+    threshold: float | None = None
+    """What it was held against."""
 
 
 class PlannedRow(Record):
@@ -79,6 +84,10 @@ class PlannedRow(Record):
     predicted_tokens: int = Field(ge=0)
     predicted_bytes: int = Field(ge=0)
     predicted_cpu_seconds: float = Field(ge=0)
+    pixels: PixelScores | None = None
+    """None: nobody asked for them."""
+    filtered: FilteredRow | None = None
+    """Left out by a rule: it costs nothing, its predictions are 0, and its shard's commit says so."""
 
 
 class PlanRecord(Record):
@@ -88,9 +97,13 @@ class PlanRecord(Record):
     manifest_digest: str
     manifest_rows: int
     config_digest: str
+    config: dict[str, Any] | None = None
+    """The config itself, of plans of token runs."""
     num_shards: int
     num_planned: int
+    """Rows with a shard, filtered ones among them."""
     num_quarantined: int
+    filtered_by_rule: dict[str, int] = Field(default_factory=dict)
     predicted_tokens: int
     predicted_bytes: int
     predicted_cpu_seconds: float

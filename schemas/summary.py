@@ -18,7 +18,8 @@ class CommitSummary(Record):
     """ETag of an object store, else the modification time in ns, of the commit's file."""
     num_samples: int = Field(ge=0)
     """0 for a shard without a tar."""
-    num_filtered: int = Field(ge=0)
+    filtered: dict[str, list[int]]
+    """Lines by rule."""
     num_tokens: int = Field(ge=0)
     tar_bytes: int = Field(ge=0)
     ledger_bytes: int = Field(ge=0)

@@ -76,6 +76,22 @@ class ProbeRecord(Record):
     """Oddities that did not stop us: "truncated", "missing_pts", ..."""
 
 
+class PixelScores(Record):
+    """What a look at a few frames at equal steps of time measured (ov2_core/filters/pixels.py); a still is one frame.
+
+    Raw numbers, so that other thresholds can be held against them. F frames were looked at.
+    """
+
+    seconds: list[float]
+    """[F] when, from the first shown frame of the range."""
+    change_levels: list[float]
+    """[F - 1] mean absolute difference of luma between neighbours, levels of 0..255."""
+    dark_share: list[float]
+    """[F] share of cells darker than 10 % of full luma."""
+    hashes: list[str | None]
+    """[F] 64-bit difference hash, 16 hex digits; None for a frame without contrast, which would look like any other such."""
+
+
 class SourceIdentity(Record):
     """Tells whether the bytes behind a URI are those that were planned; cheap to recompute."""
 

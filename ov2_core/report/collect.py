@@ -115,7 +115,8 @@ def collect_run(store: Store, *, num_samples: int = 6, num_examples: int = 5) ->
             if rounds is None or not rounds.is_history(row.line, number):
                 tally.add_quarantined(row)
     for commit in iter_commits(store):
-        tally.add_commit(commit, commit.quarantined if rounds is None else rounds.quarantined_of(commit))
+        filtered = commit.filtered if rounds is None else rounds.filtered_of(commit)
+        tally.add_commit(commit, filtered, commit.quarantined if rounds is None else rounds.quarantined_of(commit))
     if run is None and plan is None and not tally.num_shards:
         raise ValueError(f"no run at {store.root}: expected {RUN_JSON}, plan/ or commits/ there; is the path right?")
 
@@ -181,8 +182,10 @@ class _Tally:
         self._stages: dict[str, Counter[str]] = {}
         self._rules: dict[str, LeftOut] = {}
 
-    def add_commit(self, commit: CommitRecord, quarantined: Sequence[QuarantineRow]) -> None:
-        """quarantined: those of the commit that were not replayed since."""
+    def add_commit(
+        self, commit: CommitRecord, filtered: Sequence[FilteredRow], quarantined: Sequence[QuarantineRow]
+    ) -> None:
+        """filtered, quarantined: those of the commit that no later round took."""
         self.num_shards += 1
         self.tar_bytes += commit.tar_bytes
         self.spans.append((commit.started_unix_seconds, commit.finished_unix_seconds))
@@ -199,7 +202,7 @@ class _Tally:
             self.num_images += sample.num_images
             self.codecs[sample.codec] += 1
             self.flags.update(sample.flags)
-        for row in commit.filtered:
+        for row in filtered:
             self.add_filtered(row)
         for fallen in quarantined:
             self.add_quarantined(fallen)

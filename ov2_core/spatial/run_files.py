@@ -117,13 +117,15 @@ def verify_spatial(store: Store, *, deep: bool = True) -> VerifyReport:
     seen: Counter[int] = Counter()
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    rules: Counter[str] = Counter()
     sizes = {folder: store.list_sizes(folder) for folder in (SHARDS_DIR, RECORDS_DIR)}
     whole: list[CommitRecord] = []
     num_shards = 0
     for commit in iter_commits(store):
         num_shards += 1
         seen.update(row.line for rows in (commit.samples, commit.filtered, commit.quarantined) for row in rows)
-        totals.update(committed=len(commit.samples), filtered=len(commit.filtered), tar_bytes=commit.tar_bytes)
+        totals.update(committed=len(commit.samples), tar_bytes=commit.tar_bytes)
+        rules.update(row.rule for row in commit.filtered)
         totals.update(images=sum(s.num_images for s in commit.samples))
         reasons.update(row.reason for row in commit.quarantined)
         if commit.tar_name is None:
@@ -158,7 +160,8 @@ def verify_spatial(store: Store, *, deep: bool = True) -> VerifyReport:
         ok=not errors,
         manifest_rows=len(seen) if expected is None else expected,
         committed=totals["committed"],
-        filtered=totals["filtered"],
+        filtered=rules.total(),
+        filtered_by_rule=dict(sorted(rules.items())),
         quarantined=sum(reasons.values()),
         quarantined_by_reason=dict(sorted(reasons.items())),
         shards=num_shards,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ov2_core.rounds import PLAN_DIR, Rounds
 from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, shard_name
-from schemas.shard import CommitRecord, QuarantineRow
+from schemas.shard import CommitRecord, FilteredRow, QuarantineRow
 
 MAX_ERRORS = 200
 
@@ -55,16 +55,18 @@ class Errors:
 @dataclass(slots=True)
 class Totals:
     committed: int = 0
-    filtered: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
     tar_bytes: int = 0
     num_images: int = 0
     num_tokens: int = 0
 
-    def add_commit(self, record: CommitRecord, quarantined: Sequence[QuarantineRow]) -> None:
-        """quarantined: those of the record that were not replayed since."""
+    def add_commit(
+        self, record: CommitRecord, filtered: Sequence[FilteredRow], quarantined: Sequence[QuarantineRow]
+    ) -> None:
+        """filtered, quarantined: those of the record that no later round took."""
         self.committed += len(record.samples)
-        self.filtered += len(record.filtered)
+        self.filtered.update(row.rule for row in filtered)
         self.quarantined.update(row.reason for row in quarantined)
         self.tar_bytes += record.tar_bytes
         self.num_images += sum(sample.num_images for sample in record.samples)
@@ -139,11 +141,11 @@ class Ledger:
         ends += [(row.line, None) for row in record.filtered]
         ends += [(row.line, None) for row in record.quarantined]
         number = self._round_of(record.shard)
-        replayable = {row.line for row in record.quarantined}
+        takeable = {row.line for row in record.quarantined} | {row.line for row in record.filtered}
         for line, key in ends:
-            if self._rounds is not None and line not in replayable and self._rounds.is_history(line, number):
+            if self._rounds is not None and line not in takeable and self._rounds.is_history(line, number):
                 errors.add(
-                    f"shard {record.shard}, line {line}: a later round took it although it had not fallen; "
+                    f"shard {record.shard}, line {line}: a later round took it although it was committed; "
                     f"remove that round's {PLAN_DIR}/round-*.json, commits and shards"
                 )
             at = self._find(line, number)

@@ -31,7 +31,8 @@ class _Sample(BaseModel):
 
 
 class _Filtered(BaseModel):
-    pass
+    line: int
+    rule: str
 
 
 class _Commit(BaseModel):
@@ -89,12 +90,15 @@ def _summarise(store: Store, shard: int, data: bytes, stamp: str) -> CommitSumma
     quarantined: dict[str, list[int]] = {}
     for row in commit.quarantined:
         quarantined.setdefault(row.reason, []).append(row.line)
+    filtered: dict[str, list[int]] = {}
+    for left_out in commit.filtered:
+        filtered.setdefault(left_out.rule, []).append(left_out.line)
     return CommitSummary(
         shard=shard,
         commit_bytes=len(data),
         commit_stamp=stamp,
         num_samples=len(commit.samples),
-        num_filtered=len(commit.filtered),
+        filtered=filtered,
         num_tokens=sum(sample.num_tokens for sample in commit.samples),
         tar_bytes=commit.tar_bytes,
         ledger_bytes=sum(len(canonical_json(row)) + 1 for row in commit.quarantined),

@@ -69,7 +69,8 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
             errors.extend(found)
             if record is None:
                 continue
-            totals.add_commit(record, record.quarantined if rounds is None else rounds.quarantined_of(record))
+            filtered = record.filtered if rounds is None else rounds.filtered_of(record)
+            totals.add_commit(record, filtered, record.quarantined if rounds is None else rounds.quarantined_of(record))
             if record.quarantined:
                 ledgers.add(f"{shard_name(record.shard)}.jsonl")
             if ledger is not None:
@@ -89,7 +90,8 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
         ok=not errors.messages,
         manifest_rows=rounds.manifest_rows if rounds is not None else 0,
         committed=totals.committed,
-        filtered=totals.filtered,
+        filtered=totals.filtered.total(),
+        filtered_by_rule=dict(sorted(totals.filtered.items())),
         quarantined=sum(totals.quarantined.values()),
         quarantined_by_reason=dict(sorted(totals.quarantined.items())),
         shards=len(shards),

@@ -203,7 +203,7 @@ def test_verify_finds_a_round_that_took_what_had_not_fallen(run: Path) -> None:
     fallen = json.loads((run / "quarantine/shard-000000.jsonl").read_text().splitlines()[0])
     ledger.write_text(json.dumps(fallen | {"line": 1, "id": "v0"}) + "\n")  # v0 was committed by shard 0
     errors = "\n".join(verify_run(store).errors)
-    assert "shard 0, line 1: a later round took it although it had not fallen" in errors
+    assert "shard 0, line 1: a later round took it although it was committed" in errors
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Which rows are left out before they cost anything: scores, thresholds, near-duplicates."""
