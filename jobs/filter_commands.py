@@ -9,6 +9,13 @@ import typer
 from jobs.run_commands import Address, DeadlineBase, ProgressMode, Run, Workers, finish_round, run_options
 from jobs.summary import counts_text, line_text, plan_text
 from ov2_core.storage.files import Store
+from ov2_core.storage.source import allow_sources
+from pipelines.progress import duration_text
+
+SourceRoots = Annotated[list[str] | None, typer.Option(help="Folder that local sources must lie in. Repeatable.")]
+FetchHosts = Annotated[
+    list[str] | None, typer.Option(help="host or host:port of http(s) sources at a private address. Repeatable.")
+]
 
 
 def add_filter_commands(app: typer.Typer, errors: Callable[[], AbstractContextManager[None]]) -> None:
@@ -50,3 +57,32 @@ def add_filter_commands(app: typer.Typer, errors: Callable[[], AbstractContextMa
                 print(line_text("taken in", f"{counts.kept}; left out still: {counts_text(counts.filtered)}"))
                 code = finish_round(store, summary)
         raise typer.Exit(code)
+
+    @app.command(name="split-shots")
+    def split_shots(
+        manifest: Annotated[str, typer.Argument(help="JSONL (.gz), CSV or Parquet, of long videos.")],
+        out: Annotated[str, typer.Option(help="The manifest of clips: a .jsonl file or URL.")],
+        min_seconds: Annotated[float, typer.Option(help="Clips below are left out.")] = 1.0,
+        max_seconds: Annotated[float, typer.Option(help="Longer shots are cut into equal parts.")] = 60.0,
+        workers: Workers = None,
+        address: Address = None,
+        deadline_base: DeadlineBase = 120.0,
+        progress: ProgressMode = "auto",
+        source_root: SourceRoots = None,
+        fetch_host: FetchHosts = None,
+    ) -> None:
+        """Find the hard cuts of long videos and write a manifest of their shots, a row with start and end each."""
+        with errors():
+            from ov2_core.split_row import SplitConfig
+            from pipelines.split_shots import split_shots as split
+
+            allow_sources(roots=source_root, fetch_hosts=fetch_host)
+            config = SplitConfig(min_seconds=min_seconds, max_seconds=max_seconds)
+            done = split(manifest, out, config, run_options(workers, address, deadline_base, progress))
+            print(line_text("rows", f"{done.num_rows}, {duration_text(done.video_seconds)} of video"))
+            print(line_text("shots", f"{done.num_shots}"))
+            print(line_text("written", f"{done.num_written} rows to {out}"))
+            if done.num_empty:
+                print(line_text("too short", f"{done.num_empty} rows without a clip of {min_seconds:g} s"))
+            if done.problems:
+                print(line_text("as they were", f"{counts_text(done.problems)}; `ov2 plan` will name them"))

@@ -112,7 +112,7 @@ def make_probe(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
         if filtered is not None:
             planned = without_cost(planned, filtered)
     except Exception as error:
-        reason, message, stage = _blame(error, "probe")
+        reason, message, stage = blame(error, "probe")
         row = quarantine_row(
             line=task.line, id=task.id, uri=task.uri, row=task.row, reason=reason, stage=stage, message=message
         )
@@ -146,7 +146,7 @@ def make_sample(planned: PlannedRow, config: RunConfig) -> SampleOutcome:
     try:
         made = retry_transient(lambda: _tokenize(planned, config))
     except Exception as error:
-        reason, message, stage = _blame(error, "tokenize")
+        reason, message, stage = blame(error, "tokenize")
         return SampleOutcome(
             line=planned.line,
             key=planned.key,
@@ -235,7 +235,7 @@ def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRec
         pixels = look_at_folder(folder, found, max_source_px=limit) if looks else None
         return folder.identity, found.record(), pixels
     identity = source_identity(task.uri)
-    with _opened(task.uri) as source:
+    with opened(task.uri) as source:
         if task.row.image is not None:
             record = probe_image(source, max_source_px=limit, size_bytes=identity.size_bytes)
             return identity, record, look_at_still(load_image(source, max_source_px=limit)) if looks else None
@@ -257,7 +257,7 @@ def _tokenize(planned: PlannedRow, config: RunConfig) -> tuple[TokenizedVideo, l
     if folder is not None:
         tokenized = tokenize_frames(folder, tokenizer, start_seconds=row.start, end_seconds=row.end)
     else:
-        with _opened(planned.uri) as source:
+        with opened(planned.uri) as source:
             if row.image is not None:
                 tokenized = tokenize_image(source, tokenizer)
             else:
@@ -287,7 +287,8 @@ def _tokenize(planned: PlannedRow, config: RunConfig) -> tuple[TokenizedVideo, l
 
 
 @contextlib.contextmanager
-def _opened(uri: str) -> Iterator[Any]:
+def opened(uri: str) -> Iterator[Any]:
+    """A source to read from, closed with the context."""
     source = open_source(uri)
     try:
         yield source
@@ -296,7 +297,7 @@ def _opened(uri: str) -> Iterator[Any]:
             source.close()
 
 
-def _blame(error: Exception, stage: Stage) -> tuple[QuarantineReason, str, Stage]:
+def blame(error: Exception, stage: Stage) -> tuple[QuarantineReason, str, Stage]:
     """Reason, message and stage; raises what is not the item's fault."""
     if isinstance(error, MemoryError):
         raise error

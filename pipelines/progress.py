@@ -25,7 +25,7 @@ _LINE_SECONDS = 10.0
 class Counters:
     """Counts of this invocation. An item is a video or a still."""
 
-    stage: Literal["plan", "tokenize", "encode", "curriculum", "spatial"]
+    stage: Literal["plan", "tokenize", "encode", "curriculum", "spatial", "split"]
     num_items: int | None = None
     """Items to do; None while unknown."""
     num_done: int = 0
@@ -69,7 +69,7 @@ class Counters:
         ]
         if self.stage == "encode":
             rows.append(("tokens/s", f"{self.num_tokens / elapsed:.0f}"))
-        if self.stage != "plan":
+        if self.stage not in ("plan", "split"):
             rows += [
                 ("canvases", f"{self.num_images}"),
                 ("shards", f"{self.num_shards_done}/{self.num_shards if self.num_shards is not None else '?'}"),
