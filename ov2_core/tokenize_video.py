@@ -304,7 +304,8 @@ def _signalled_frames(
             clock.lap("signals")
             yield index, signals, frame
             del frame
-            collect()
+            if config.reads_vectors:
+                collect()
 
 
 def _tokenize_uniform(
