@@ -15,7 +15,7 @@ from ov2_core.config import TokenizerConfig
 from ov2_core.media.decode import LumaReader, Scaler
 from ov2_core.signals.cells import CellGrid
 from ov2_core.signals.frame import SignalExtractor
-from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
+from ov2_core.tokenizer.canvas import block_positions, copy_blocks, frame_positions
 from ov2_core.tokenizer.frames import fit_size
 from ov2_core.tokenizer.group import FramePick
 
@@ -99,13 +99,27 @@ def pack_group(
     images_NHW3: npt.NDArray[np.uint8],
     positions_NP3: npt.NDArray[np.int32],
 ) -> None:
-    """Fill the group's canvases: the I-canvas, then the P-canvases."""
+    """Fill the group's canvases: the I-canvas, then the P-canvases.
+
+    Blocks are laid out in YUV and turned to RGB a group at a time: that is bit for bit the same, and most frames show few blocks.
+    """
     images_NHW3[0] = scaler.rgb(picks[0].pixels)
     positions_NP3[0] = layout.positions(picks[0].tick, config)
-    images_NHW3[1:], positions_NP3[1:] = pack_blocks(
-        ((p.tick, p.blocks, cut_blocks(scaler.rgb(p.pixels), p.blocks, block_px=config.block_px)) for p in picks[1:]),
+    num_canvases = len(images_NHW3) - 1
+    canvases = [
+        np.empty((num_canvases * plane.shape[0], plane.shape[1]), np.uint8) for plane in scaler.planes(picks[0].pixels)
+    ]
+    first = 0
+    for pick in picks[1:]:
+        places = np.arange(first, first + len(pick.blocks))
+        for source, target in zip(scaler.planes(pick.pixels), canvases, strict=True):
+            copy_blocks(source, pick.blocks, target, places, columns=layout.columns)
+        first += len(pick.blocks)
+    images_NHW3[1:] = scaler.rgb_of_planes(canvases, picks[0].pixels).reshape(images_NHW3[1:].shape)
+    positions_NP3[1:] = block_positions(
+        np.repeat([p.tick for p in picks[1:]], [len(p.blocks) for p in picks[1:]]),
+        np.concatenate([p.blocks for p in picks[1:]]),
         rows=layout.rows,
         columns=layout.columns,
-        patch_px=config.patch_px,
         merge=config.merge,
     )

@@ -27,7 +27,14 @@ from ov2_core.media.probe import VideoProbe, probe_video, restrict
 from ov2_core.signals.frame import BlockSignals
 from ov2_core.tokenized import Group, TokenizedVideo
 from ov2_core.tokenizer.canvas import frame_positions
-from ov2_core.tokenizer.frames import FRAMES_PER_WINDOW, fit_size, move_to_keyframes, num_uniform_frames, sample_uniform
+from ov2_core.tokenizer.frames import (
+    FRAMES_PER_WINDOW,
+    fit_size,
+    frames_to_look_at,
+    move_to_keyframes,
+    num_uniform_frames,
+    sample_uniform,
+)
 from ov2_core.tokenizer.gop import bit_cost, join, num_groups, partition
 from ov2_core.tokenizer.group import OpenGroup
 
@@ -165,33 +172,8 @@ class _Clock:
 
 _Outcome = TokenizedVideo | npt.NDArray[np.int64]
 """A result, or the indices of the frames that decode where some do not."""
-TIME_EPSILON_SECONDS = 1e-6
-MIN_DECODED_PER_CANVAS = 2
-"""Frames are passed over only where every group has this many left for each of its canvases."""
-
-
-def frames_to_decode(
-    probe: VideoProbe, starts: npt.NDArray[np.int64], config: TokenizerConfig
-) -> npt.NDArray[np.int64]:
-    """Which frames a codec tokenization looks at: all, or those that others need, where nothing is far from one of these.
-
-    Args:
-        starts: [G + 1] first frame of each group, which is always looked at, and the end.
-
-    Returns:
-        Ascending indices.
-    """
-    needed = ~probe.discardable_T
-    needed[starts[:-1]] = True
-    kept = np.flatnonzero(needed)
-    steps = np.diff(probe.seconds_T[kept], append=probe.seconds_T[-1])
-    fewest = np.diff(np.searchsorted(kept, starts)).min()
-    if (
-        steps.max() > config.max_step_seconds + TIME_EPSILON_SECONDS
-        or fewest < MIN_DECODED_PER_CANVAS * config.groups.canvases_per_group
-    ):
-        return np.arange(probe.num_frames)
-    return kept
+MIN_LOOKED_AT_PER_CANVAS = 2
+"""Frames are passed over only in groups that have this many left for each of their canvases."""
 
 
 def _tokenize_codec(
@@ -211,7 +193,15 @@ def _tokenize_codec(
     starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
     starts, canvases = join(starts, probe.frame_bytes_T, probe.keyframe_T, config.groups)
     firsts = np.concatenate([[0], np.cumsum(canvases)])
-    shown = np.arange(probe.num_frames) if every_frame else frames_to_decode(probe, starts, config)
+    shown = np.arange(probe.num_frames)
+    if not every_frame:
+        shown = frames_to_look_at(
+            probe.seconds_T,
+            probe.discardable_T,
+            starts,
+            max_step_seconds=config.max_step_seconds,
+            fewest=MIN_LOOKED_AT_PER_CANVAS * config.groups.canvases_per_group,
+        )
     whole = len(shown) == probe.num_frames
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
     scaler = layout.scaler(probe.rotation_degrees, config)
@@ -314,7 +304,8 @@ def _signalled_frames(
             clock.lap("signals")
             yield index, signals, frame
             del frame
-            collect()
+            if config.reads_vectors:
+                collect()
 
 
 def _tokenize_uniform(

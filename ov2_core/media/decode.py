@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import av.error
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,7 @@ class Scaler:
         self._format = "yuv444p" if full_chroma else "yuv420p"
         self._scaler = VideoReformatter()
         self._to_rgb = VideoReformatter()
+        self._planes_to_rgb = VideoReformatter()
 
     def scaled(self, frame: Any) -> Any:
         """The frame at (unturned) canvas size, planar YUV, area-averaged."""
@@ -87,6 +89,21 @@ class Scaler:
     def rgb(self, scaled: Any) -> npt.NDArray[np.uint8]:
         """[H, W, 3] upright RGB of a scaled frame."""
         return self.upright(self._to_rgb.reformat(scaled, format="rgb24", threads=1).to_ndarray())
+
+    def planes(self, scaled: Any) -> list[npt.NDArray[np.uint8]]:
+        """Upright Y, U and V of a scaled frame; views of it."""
+        planes = (np.frombuffer(p, np.uint8).reshape(p.height, -1)[:, : p.width] for p in scaled.planes)
+        return [np.rot90(plane, self._turns) for plane in planes]
+
+    def rgb_of_planes(self, planes: Sequence[npt.NDArray[np.uint8]], like: Any) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] RGB of upright planes whose values mean what those of the scaled frame `like` mean."""
+        width = planes[0].shape[1]
+        packed = np.concatenate([plane.reshape(-1) for plane in planes])
+        shape = (3, -1, width) if self._format == "yuv444p" else (-1, width)
+        frame = av.VideoFrame.from_ndarray(packed.reshape(shape), format=self._format)
+        frame.colorspace, frame.color_range = like.colorspace, like.color_range
+        array: npt.NDArray[np.uint8] = self._planes_to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return array
 
     def upright(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Turn an [H, W, ...] array of the decoded frame upright."""

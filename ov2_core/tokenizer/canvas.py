@@ -16,6 +16,20 @@ def frame_positions(tick: int, rows: int, columns: int) -> npt.NDArray[np.int32]
     return np.stack([np.full(h.shape, tick), h, w], axis=2).reshape(-1, 3).astype(np.int32)
 
 
+def copy_blocks(
+    source_HW: npt.NDArray[np.uint8],
+    blocks: npt.NDArray[np.int64],
+    target_HW: npt.NDArray[np.uint8],
+    places: npt.NDArray[np.int64],
+    *,
+    columns: int,
+) -> None:
+    """Copy blocks of one plane to places of another as wide, both counted row-major, `columns` in a row."""
+    side = source_HW.shape[1] // columns
+    source, target = (plane.reshape(-1, side, columns, side) for plane in (source_HW, target_HW))
+    target[places // columns, :, places % columns] = source[blocks // columns, :, blocks % columns]
+
+
 def cut_blocks(
     image_HW3: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int64], *, block_px: int
 ) -> npt.NDArray[np.uint8]:
@@ -57,10 +71,17 @@ def pack_blocks(
     num, block_px = len(block_M) // per_canvas, patch_px * merge
     canvases = pixels_M.reshape(num, rows, columns, block_px, block_px, 3).transpose(0, 1, 3, 2, 4, 5)
     canvases = np.ascontiguousarray(canvases.reshape(num, rows * block_px, columns * block_px, 3))
+    return canvases, block_positions(tick_M, block_M, rows=rows, columns=columns, merge=merge)
+
+
+def block_positions(
+    tick_M: npt.NDArray[np.int64], block_M: npt.NDArray[np.int64], *, rows: int, columns: int, merge: int
+) -> npt.NDArray[np.int32]:
+    """[N, P, 3] int32 (t, h, w) of M = N * rows * columns blocks laid out one after another, P in raster order of patches."""
     inner = np.arange(merge)
-    position = np.empty((num * per_canvas, merge, merge, 3), np.int32)
+    position = np.empty((len(block_M), merge, merge, 3), np.int32)
     position[..., 0] = tick_M[:, None, None]
     position[..., 1] = (block_M // columns * merge)[:, None, None] + inner[:, None]
     position[..., 2] = (block_M % columns * merge)[:, None, None] + inner[None, :]
-    position = position.reshape(num, rows, columns, merge, merge, 3).transpose(0, 1, 3, 2, 4, 5)
-    return canvases, np.ascontiguousarray(position.reshape(num, -1, 3))
+    position = position.reshape(-1, rows, columns, merge, merge, 3).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(position.reshape(len(position), -1, 3))

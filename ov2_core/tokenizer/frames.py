@@ -1,6 +1,7 @@
-"""Uniform sampling and sizes: how many frames, which ones, and how large an image is on the patch grid."""
+"""Which frames are sampled (uniform mode) or looked at (codec mode), and how large an image is on the patch grid."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from ov2_core.config import TokenizerConfig
 
 FRAMES_PER_WINDOW = 4
 """Readers attend over windows of this many frames."""
+TIME_EPSILON_SECONDS = 1e-6
 
 
 def fit_size(width_px: int, height_px: int, *, area_px: int, multiple_px: int) -> tuple[int, int]:
@@ -86,3 +88,38 @@ def sample_uniform(seconds_T: npt.NDArray[np.float64], count: int) -> npt.NDArra
     step = np.arange(count)
     chosen = np.maximum.accumulate(chosen - step) + step
     return np.minimum(chosen, total - count + step)
+
+
+def frames_to_look_at(
+    seconds_T: npt.NDArray[np.float64],
+    discardable_T: npt.NDArray[np.bool_],
+    starts: npt.NDArray[np.int64],
+    *,
+    max_step_seconds: float,
+    fewest: int,
+) -> npt.NDArray[np.int64]:
+    """Ascending indices of the frames that signals are computed of: few enough to be cheap, near enough to miss nothing.
+
+    Every group's first, and from each frame the farthest that is at most `max_step_seconds` on and that other frames need:
+    such a one has to be decoded anyway. Where none of these is near enough it is the farthest near enough, else the next.
+
+    Args:
+        discardable_T: [T] frames that no other needs.
+        starts: [G + 1] first frame of each group and T.
+        fewest: a group that would be left with fewer frames is looked at whole.
+    """
+    total = len(seconds_T)
+    every = np.arange(total)
+    needed_T = np.maximum.accumulate(np.where(discardable_T, -1, every))
+    limit_T = seconds_T + max_step_seconds + TIME_EPSILON_SECONDS
+    reach_T = np.searchsorted(seconds_T, limit_T, side="right") - 1
+    reach_T[reach_T == total - 1] = total
+    chosen: list[int] = []
+    for start, end in pairwise(starts.tolist()):
+        here = [start]
+        while max(reach_T[here[-1]], here[-1] + 1) < end:
+            farthest = max(int(reach_T[here[-1]]), here[-1] + 1)
+            needed = int(needed_T[farthest])
+            here.append(needed if needed > here[-1] else farthest)
+        chosen += here if len(here) >= fewest else range(start, end)
+    return np.array(chosen, np.int64)

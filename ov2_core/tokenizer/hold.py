@@ -135,24 +135,32 @@ def _held(cost, chosen):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _solve(cost, forced, price, weight, chosen):  # type: ignore[no-untyped-def]
-    """Cheapest chain of every block at this price; returns the number of updates. Ties prefer the longer hold."""
+    """Cheapest chain of every block at this price; returns the number of updates. Ties prefer the longer hold.
+
+    From each candidate on to all that may follow it: costs are read as they lie in memory, many at a time.
+    """
     blocks, candidates = forced.shape
     best = np.empty(candidates + 1)
     parent = np.empty(candidates + 1, np.int64)
     used = 0
     for b in range(blocks):
+        best[:] = np.inf
         best[0] = 0.0
-        oldest = 0  # the last forced candidate before e: no segment may jump over it
-        for e in range(1, candidates + 1):
-            value, arg = np.inf, oldest
-            for s in range(oldest, e):
-                v = best[s] + cost[b, s, e]
-                if v < value:
-                    value, arg = v, s
-            best[e] = value + (price * weight[e] if e < candidates else 0.0)
-            parent[e] = arg
-            if e < candidates and forced[b, e]:
-                oldest = e
+        end = 0  # no segment may jump over the first forced candidate after its start
+        for s in range(candidates):
+            if s > 0:
+                best[s] += price * weight[s]
+            if end <= s:
+                end = s + 1
+                while end < candidates and not forced[b, end]:
+                    end += 1
+            start = best[s]
+            row = cost[b, s]
+            for e in range(s + 1, end + 1):
+                value = start + row[e]
+                shorter = value < best[e]
+                best[e] = value if shorter else best[e]
+                parent[e] = s if shorter else parent[e]
         chosen[b, :] = False
         e = parent[candidates]
         while e > 0:

@@ -12,8 +12,7 @@ from ov2_core.evals.clips import read_canary, write_canary_clip, write_rope_clip
 from ov2_core.evals.odd_clips import ODDITIES, write_odd_clip
 from ov2_core.media.probe import probe_video
 from ov2_core.media.reference import discardable_test
-from ov2_core.tokenize_video import frames_to_decode, tokenize_image, tokenize_video
-from ov2_core.tokenizer.gop import num_groups, partition
+from ov2_core.tokenize_video import tokenize_image, tokenize_video
 
 RECIPES = ("codec-8", "evidence-8", "uniform-8")
 
@@ -162,28 +161,6 @@ def test_frames_that_no_other_needs_are_passed_over(tmp_path, policy):
     for t, row, column, pixels in blocks_of(quick):
         canary = read_canary(pixels)
         assert (canary.video_id, canary.frame, canary.row, canary.column) == (7, t, row, column)
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"max_step_seconds": 0.0}, "every frame is wanted"),
-        ({"max_step_seconds": 0.05}, "what is left is too far apart"),
-        ({"budget": 64}, "a group has too few frames left"),
-    ],
-)
-def test_every_frame_is_looked_at_where(tmp_path, change, why):
-    path = str(tmp_path / "clip.mp4")
-    write_canary_clip(path, video_id=7, num_frames=90)
-    probe, config = probe_video(path), TokenizerConfig(**{"budget": 8, **change})
-    starts = partition(
-        probe.frame_bytes_T,
-        probe.keyframe_T,
-        groups=num_groups(probe.num_frames, config.budget, config.groups),
-        config=config.groups,
-    )
-    assert len(frames_to_decode(probe, starts, config)) == 90, why
-    assert len(frames_to_decode(probe, np.array([0, 45, 90]), TokenizerConfig(budget=8))) < 60
 
 
 def test_a_damaged_clip_is_looked_at_whole(tmp_path):
