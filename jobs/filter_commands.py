@@ -1,4 +1,4 @@
-"""`ov2 refilter` and `ov2 split-shots`: which rows a run takes, and rows of clips made of long videos. docs/filters.md."""
+"""`ov2 refilter, near-duplicates, split-shots`: which rows a run takes, and rows of clips made of long videos. docs/filters.md."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.model_commands import need_torch
 from jobs.run_commands import Address, DeadlineBase, ProgressMode, Run, Workers, finish_round, run_options
 from jobs.summary import counts_text, line_text, plan_text
 from ov2_core.storage.files import Store
@@ -86,3 +87,26 @@ def add_filter_commands(app: typer.Typer, errors: Callable[[], AbstractContextMa
                 print(line_text("too short", f"{done.num_empty} rows without a clip of {min_seconds:g} s"))
             if done.problems:
                 print(line_text("as they were", f"{counts_text(done.problems)}; `ov2 plan` will name them"))
+
+    @app.command(name="near-duplicates")
+    def near_duplicates(
+        run: Annotated[str, typer.Argument(help="RUN2: a feature run of `ov2 encode`.")],
+        out: Annotated[str, typer.Option(help="A .jsonl file or URL, for --set filter.leave_out=...")],
+        min_cosine: Annotated[float, typer.Option(help="Cosine of mean features from which samples are alike.")] = 0.98,
+    ) -> None:
+        """List samples that look to the encoder like an earlier one; `ov2 plan` and `ov2 refilter` leave such a list out."""
+        with errors():
+            need_torch()
+            from ov2_core.features.near_duplicates import find_repeats, mean_features
+            from ov2_core.features.reader import FeatureReader
+
+            folder, _, name = out.rpartition("/")
+            if not name.endswith(".jsonl"):
+                raise ValueError(f"--out must name a .jsonl file, got {out!r}")
+            with FeatureReader(run) as reader:
+                means = mean_features(reader)
+            repeats = find_repeats(means, min_cosine=min_cosine)
+            data = "".join(row.model_dump_json() + "\n" for row in repeats).encode()
+            Store(folder or ("/" if out.startswith("/") else ".")).write_bytes(name, data)
+            print(line_text("samples", f"{len(means.lines)}"))
+            print(line_text("alike", f"{len(repeats)} to an earlier one, in {out}"))

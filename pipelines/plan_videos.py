@@ -5,7 +5,6 @@ in any order; a window of bounded size puts them back into the manifest's, so th
 workers did.
 """
 
-import contextlib
 import logging
 import time
 from collections import deque
@@ -18,16 +17,13 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.keys import IdLedger
 from ov2_core.data.manifest import ManifestItem, RawRow, absolute_uri, manifest_digest, read_rows
-from ov2_core.filters.config import FilterConfig
-from ov2_core.filters.duplicates import DuplicateIndex
-from ov2_core.filters.rules import filtered_row
+from ov2_core.filters.corpus import CorpusRules, corpus_rules
 from ov2_core.make_sample import (
     ProbeOutcome,
     ProbeTask,
     TransientItemError,
     make_probe,
     quarantine_row,
-    without_cost,
 )
 from ov2_core.plan import PlannedText, PlanWriter, planned_text, remove_plan
 from ov2_core.plan_row import duplicate, name_row
@@ -65,46 +61,12 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
     items = read_rows(manifest_uri)
     remove_plan(store)
     counters = Counters("plan")
-    with IdLedger() as ledger, PlanWriter(store) as writer, duplicate_index(config.filter) as duplicates:
-        feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, duplicates=duplicates)
+    with IdLedger() as ledger, PlanWriter(store) as writer, corpus_rules(config.filter) as rules:
+        feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, rules=rules)
         probe_all(feed, store, config, options, counters)
         record = feed.record(manifest_digest=digest)
         writer.finish(record)
     return record
-
-
-@contextlib.contextmanager
-def duplicate_index(config: FilterConfig, kept: Iterator[PlannedRow] | None = None) -> Iterator[DuplicateIndex | None]:
-    """An index of near-duplicates, if a rule asks for it. kept: rows that stay already."""
-    if config.max_duplicate_bits is None:
-        yield None
-        return
-    with DuplicateIndex(config.max_duplicate_bits) as index:
-        for row in kept or ():
-            if row.pixels is not None:
-                index.add(row.line, row.id, row.pixels)
-        yield index
-
-
-def without_repeats(planned: PlannedRow, duplicates: DuplicateIndex) -> PlannedRow:
-    """The row, filtered if it repeats one that stays; if not, it is entered among those.
-
-    Raises:
-        ValueError: the rule asks for pixels that nobody looked at.
-    """
-    if planned.pixels is None:
-        raise ValueError(
-            f"line {planned.line}, {planned.id}: its pixels were not looked at, and filter.max_duplicate_bits asks for them; "
-            "plan anew with it, or with filter.measure_pixels=true"
-        )
-    found = duplicates.find(planned.pixels)
-    if found is None:
-        duplicates.add(planned.line, planned.id, planned.pixels)
-        return planned
-    message = f"looks like line {found.line} ({found.id}): {found.bits:.3g} of 64 bits a frame differ"
-    threshold = duplicates.max_bits
-    filtered = filtered_row(planned, rule="near_duplicate", value=found.bits, threshold=threshold, message=message)
-    return without_cost(planned, filtered)
 
 
 def probe_all(feed: "PlanFeed", store: Store, config: RunConfig, options: RunOptions, counters: Counters) -> None:
@@ -169,7 +131,7 @@ class PlanFeed:
         *,
         window_rows: int = WINDOW_ROWS,
         first_shard: int = 0,
-        duplicates: DuplicateIndex | None = None,
+        rules: CorpusRules | None = None,
     ) -> None:
         self._items = items
         self.manifest_uri = manifest_uri
@@ -179,7 +141,7 @@ class PlanFeed:
         self._counters = counters
         self._window_rows = window_rows
         self._totals = PlanTotals(writer, config.shards, first_shard=first_shard)
-        self._duplicates = duplicates
+        self._rules = rules
         self._exhausted = False
         self._next_in = 0
         self._next_out = 0
@@ -272,8 +234,8 @@ class PlanFeed:
             self._counters.quarantined[found.reason] += 1
             self._writer.quarantine(found)
             return
-        if self._duplicates is not None and found.rule is None:
-            found = planned_text(without_repeats(PlannedRow.model_validate_json(found.text), self._duplicates))
+        if self._rules is not None and found.rule is None:
+            found = planned_text(self._rules.judge(PlannedRow.model_validate_json(found.text)))
         self._counters.num_made += found.rule is None
         self._counters.num_filtered += found.rule is not None
         self._counters.video_seconds += found.video_seconds

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from ov2_core import config as configs
 from ov2_core.config import RunConfig, with_settings
 from ov2_core.filters.config import FilterConfig
-from ov2_core.filters.duplicates import DuplicateIndex
+from ov2_core.filters.corpus import CorpusRules, corpus_rules
 from ov2_core.filters.rules import judge
 from ov2_core.make_sample import make_sample, without_cost
 from ov2_core.plan import (
@@ -31,7 +31,6 @@ from ov2_core.rounds import RoundWriter
 from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store
 from pipelines.options import RunOptions, session
-from pipelines.plan_videos import duplicate_index, without_repeats
 from pipelines.run_identity import load_run_record
 from pipelines.run_rounds import RoundSummary, create_round, open_run, planning_config
 from pipelines.tokenize_videos import Make, complete_run
@@ -47,7 +46,7 @@ class FilterCounts:
     filtered: Counter[str] = field(default_factory=Counter)
     """By rule."""
     published_against: Counter[str] = field(default_factory=Counter)
-    """By rule, rows of a run that were kept and would not be now. They stay. Near-duplicates are not sought among them."""
+    """By rule, rows of a run that were kept and would not be now. They stay. Lists and near-duplicates are not asked of them."""
 
 
 def refilter_plan(store: Store, settings: list[str]) -> PlanRecord:
@@ -62,11 +61,11 @@ def refilter_plan(store: Store, settings: list[str]) -> PlanRecord:
     if load_run_record(store) is not None:
         raise ValueError(f"{store.root} holds a run already; its filtered rows can only be taken into it")
     counts = FilterCounts(config=config.filter)
-    with PlanWriter(store) as writer, duplicate_index(config.filter) as duplicates:
+    with PlanWriter(store) as writer, corpus_rules(config.filter) as rules:
         totals = PlanTotals(writer, config.shards)
         for fallen in iter_plan_quarantine(store):
             writer.quarantine(fallen)
-        for row in _judged(iter_plan_rows_by_line(store), config, duplicates, counts):
+        for row in _judged(iter_plan_rows_by_line(store), config, rules, counts):
             totals.add(planned_text(row))
         identity = {"config": configs.to_dict(config), "config_digest": configs.digest(config)}
         record = plan.model_copy(update={**identity, **totals.finish()})
@@ -93,9 +92,9 @@ def refilter_run(
     record = None
     with session(options):
         if not num_missing:
-            with RoundWriter(rounds) as writer, duplicate_index(planning.filter, rounds.iter_kept()) as duplicates:
+            with RoundWriter(rounds) as writer, corpus_rules(planning.filter, rounds.iter_kept()) as rules:
                 totals = PlanTotals(writer.plan, config.shards, first_shard=rounds.num_shards)
-                for row in _judged(rounds.iter_filtered(), planning, duplicates, counts):
+                for row in _judged(rounds.iter_filtered(), planning, rules, counts):
                     if row.filtered is None:
                         totals.add(planned_text(row))
                 planned = rounds.plan.model_copy(
@@ -124,15 +123,15 @@ def count_refiltered(store: Store, settings: list[str]) -> FilterCounts:
     if load_run_record(store) is None:
         _, config = _open_plan(store, settings)
         counts = FilterCounts(config=config.filter)
-        with duplicate_index(config.filter) as duplicates:
-            for _ in _judged(iter_plan_rows_by_line(store), config, duplicates, counts):
+        with corpus_rules(config.filter) as rules:
+            for _ in _judged(iter_plan_rows_by_line(store), config, rules, counts):
                 pass
         return counts
     rounds, _, config = open_run(store)
     config = _changed(planning_config(config, rounds), settings)
     counts = FilterCounts(config=config.filter)
-    with duplicate_index(config.filter, rounds.iter_kept()) as duplicates:
-        for _ in _judged(rounds.iter_filtered(), config, duplicates, counts):
+    with corpus_rules(config.filter, rounds.iter_kept()) as rules:
+        for _ in _judged(rounds.iter_filtered(), config, rules, counts):
             pass
     against = (judge(row, config.filter) for row in rounds.iter_kept())
     counts.published_against.update(found.rule for found in against if found is not None)
@@ -140,7 +139,7 @@ def count_refiltered(store: Store, settings: list[str]) -> FilterCounts:
 
 
 def _judged(
-    rows: Iterable[PlannedRow], config: RunConfig, duplicates: DuplicateIndex | None, counts: FilterCounts
+    rows: Iterable[PlannedRow], config: RunConfig, rules: CorpusRules | None, counts: FilterCounts
 ) -> Iterator[PlannedRow]:
     """The rows as the thresholds leave them, what they would cost included."""
     for row in rows:
@@ -156,8 +155,8 @@ def _judged(
         )
         found = judge(fresh, config.filter)
         judged = fresh if found is None else without_cost(fresh, found)
-        if duplicates is not None and found is None:
-            judged = without_repeats(judged, duplicates)
+        if rules is not None:
+            judged = rules.judge(judged)
         if judged.filtered is None:
             counts.kept += 1
         else:

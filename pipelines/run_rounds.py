@@ -18,12 +18,13 @@ from ov2_core.config import RunConfig
 from ov2_core.data.keys import IdLedger, derived_id
 from ov2_core.data.manifest import ManifestItem, absolute_uri, manifest_digest, read_manifest
 from ov2_core.filters.config import FilterConfig
+from ov2_core.filters.corpus import corpus_rules
 from ov2_core.make_sample import make_sample
 from ov2_core.rounds import Rounds, RoundWriter, is_replayable, load_rounds
 from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store
 from pipelines.options import RunOptions, session
-from pipelines.plan_videos import PlanFeed, duplicate_index, probe_all
+from pipelines.plan_videos import PlanFeed, probe_all
 from pipelines.progress import Counters
 from pipelines.run_identity import check_same_run, load_run_record, make_run_record
 from pipelines.tokenize_videos import Make, TokenizeSummary, complete_run
@@ -69,7 +70,7 @@ def replay_rows(
             with (
                 RoundWriter(rounds) as writer,
                 IdLedger() as ledger,
-                duplicate_index(planning.filter, kept) as duplicates,
+                corpus_rules(planning.filter, kept) as rules,
             ):
                 feed = PlanFeed(
                     items,
@@ -79,7 +80,7 @@ def replay_rows(
                     ledger,
                     counters,
                     first_shard=rounds.num_shards,
-                    duplicates=duplicates,
+                    rules=rules,
                 )
                 probe_all(feed, store, planning, options, counters)
                 planned = feed.record(manifest_digest="")
@@ -114,7 +115,7 @@ def append_rows(manifest_uri: str, store: Store, options: RunOptions, *, make: M
         items = _Unknown(manifest, known, texts, line_offset=last_line)
         counters = Counters("plan")
         record = None
-        with RoundWriter(rounds) as writer, duplicate_index(planning.filter, rounds.iter_kept()) as duplicates:
+        with RoundWriter(rounds) as writer, corpus_rules(planning.filter, rounds.iter_kept()) as rules:
             feed = PlanFeed(
                 iter(items),
                 manifest_uri,
@@ -123,7 +124,7 @@ def append_rows(manifest_uri: str, store: Store, options: RunOptions, *, make: M
                 ledger,
                 counters,
                 first_shard=rounds.num_shards,
-                duplicates=duplicates,
+                rules=rules,
             )
             probe_all(feed, store, planning, options, counters)
             planned = feed.record(manifest_digest=digest)

@@ -41,6 +41,10 @@ class FilterConfig:
     min_script_share: float = 0.8
     """Share of the letters that must be of `script`."""
 
+    leave_out: str | None = None
+    """File or URL of rows to leave out by id: JSON lines (schemas.shard.FilteredRow), as `ov2 near-duplicates` writes them.
+    Read when rows are planned; what it said then stands in the plan."""
+
     max_static_share: float | None = None
     """Share of steps between the frames looked at in which nothing changes: by at most static_levels."""
     static_levels: float = 1.0

@@ -21,6 +21,7 @@ from pipelines.plan_videos import plan_videos
 from pipelines.refilter import count_refiltered, refilter_plan, refilter_run
 from pipelines.run_rounds import append_rows, replay_rows
 from pipelines.tokenize_videos import tokenize_videos
+from schemas.shard import FilteredRow
 
 INLINE = RunOptions(workers=0, progress="off")
 CONFIG = with_overrides(recipe("uniform-4"), {"shards.max_samples": "2", "area_px": "12544"})
@@ -197,3 +198,19 @@ def test_repeated_clip_is_left_out_and_names_the_first(clip_folder: Path, tmp_pa
     refilter_run(store, ["max_duplicate_bits=none"], INLINE)
     found = verify_run(store)
     assert (found.errors, found.committed, found.filtered) == ([], 6, 0)
+
+
+def test_rows_of_a_list_are_left_out_with_its_reason_and_come_back(clip_manifest: Path, tmp_path: Path) -> None:
+    alike = FilteredRow(
+        line=1, id="v2", uri="/x", rule="near_duplicate_features", message="like v1", value=0.99, threshold=0.9
+    )
+    listed = tmp_path / "alike.jsonl"
+    listed.write_text(alike.model_dump_json() + "\n")
+    store = Store(tmp_path / "run")
+    tokenize_videos(str(clip_manifest), store, filtering(leave_out=str(listed)), INLINE)
+    found = verify_run(store)
+    assert (found.errors, found.committed, found.filtered_by_rule) == ([], 5, {"near_duplicate_features": 1})
+    (row,) = (row for commit in iter_commits(store) for row in commit.filtered)
+    assert (row.id, row.line, row.message, row.value, row.threshold) == ("v2", 3, "like v1", 0.99, 0.9)
+    refilter_run(store, ["leave_out=none"], INLINE)
+    assert verify_run(store).committed == 6
