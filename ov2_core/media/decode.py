@@ -161,9 +161,11 @@ def decode_frames(
             wanted = [i for i in wanted if i > done]
     chosen = None if wanted is None else set(wanted)
     last_index = probe.num_frames - 1 if wanted is None else max(wanted, default=-1)
+    seeks = probe.pts_T is not None and probe.num_skipped > 0 and _lands_before(source, int(probe.pts_T[0]))
     with open_video(source, stage="tokenize") as (container, stream):
         configure(stream, export_vectors=export_vectors)
-        if probe.pts_T is not None and probe.num_skipped:
+        if seeks:
+            assert probe.pts_T is not None
             container.seek(int(probe.pts_T[0]), stream=stream, backward=True)
         packets = _needed(container.demux(stream), probe, wanted)
         for index, frame in _indexed(decoded(packets, stream, stats), probe, stats):
@@ -181,6 +183,17 @@ def motion_vectors(frame: Any) -> npt.NDArray[np.void] | None:
     vectors = frame.side_data.get("MOTION_VECTORS")
     array = None if vectors is None else vectors.to_ndarray()
     return array if array is not None and len(array) else None
+
+
+def _lands_before(source: Source, stamp: int) -> bool:
+    """Whether a seek to a time stamp lands on a keyframe at or before it. In containers without an index (MPEG-TS) it may not."""
+    with open_video(source, stage="tokenize") as (container, stream):
+        try:
+            container.seek(stamp, stream=stream, backward=True)
+            first = next((packet for packet in container.demux(stream) if packet.size), None)
+        except av.error.FFmpegError:
+            return False
+        return first is not None and first.is_keyframe and first.pts is not None and first.pts <= stamp
 
 
 class _SeekMissedError(Exception):

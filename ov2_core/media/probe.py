@@ -6,20 +6,23 @@ In: a path or binary file, optionally a range in seconds. Out: a VideoProbe: per
 on the timeline, its bytes, whether it is a keyframe, and how far its reference anchors (I/P) are.
 
 Times are seconds since the file's first shown frame, whatever clock the container starts at; packets that an edit list
-discards are not shown and do not count. Shape letter: T shown frames in the range.
+discards are not shown and do not count. Of a range of an MP4 or Matroska file only that part is read (packets.py), and the
+flags tell of that part alone. Shape letter: T shown frames in the range.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import av.error
+import av
 import numpy as np
 import numpy.typing as npt
 
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
-from ov2_core.media.reference import discardable_test
+from ov2_core.media.packets import Packets, demux, demux_range
 from ov2_core.media.timeline import Timeline, fit_timeline
 from schemas.video import ProbeRecord
 
@@ -45,7 +48,7 @@ class VideoProbe:
     pts_T: npt.NDArray[np.int64] | None
     """Time stamps in stream units, strictly ascending; None where the file has none and frames are told apart by order."""
     num_skipped: int
-    """Without time stamps: decoded frames before the range."""
+    """Without time stamps: decoded frames before the range. Else above 0 where there are any."""
     frame_bytes_T: npt.NDArray[np.int64]
     keyframe_T: npt.NDArray[np.bool_]
     discardable_T: npt.NDArray[np.bool_]
@@ -88,21 +91,6 @@ class VideoProbe:
         )
 
 
-@dataclass(slots=True)
-class _Packets:
-    """Per packet, decode order."""
-
-    pts: list[int | None]
-    dts: list[int | None]
-    size: list[int]
-    key: list[bool]
-    discardable: list[bool]
-    duration: list[int]
-    total: int
-    failed: bool
-    rotation_degrees: int
-
-
 def probe_video(
     source: Source,
     *,
@@ -121,6 +109,23 @@ def probe_video(
         BadItemError: source_missing, not_media, no_video_stream, no_decodable_frame (no packet at all), empty_range or
             too_large.
     """
+    if start_seconds is not None or end_seconds is not None:
+        with _opened(source, max_source_px) as (container, stream):
+            part = demux_range(container, stream, start_seconds=start_seconds, end_seconds=end_seconds)
+            with suppress(BadItemError):  # an empty range is told of with the length of the whole
+                if part is not None:
+                    return _describe(container, stream, part, start_seconds, end_seconds)
+    with _opened(source, max_source_px) as (container, stream):
+        packets = demux(container, stream)
+        if not packets.size:
+            raise BadItemError(
+                "no_decodable_frame", "the video stream holds no packet; the file is cut off or empty", stage="probe"
+            )
+        return _describe(container, stream, packets, start_seconds, end_seconds)
+
+
+@contextmanager
+def _opened(source: Source, max_source_px: int) -> Iterator[tuple[Any, Any]]:
     with open_video(source, stage="probe") as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > max_source_px:
@@ -130,12 +135,7 @@ def probe_video(
                 stage="probe",
             )
         limit_pixels(stream, max_source_px)
-        packets = _demux(container, stream)
-        if not packets.size:
-            raise BadItemError(
-                "no_decodable_frame", "the video stream holds no packet; the file is cut off or empty", stage="probe"
-            )
-        return _describe(container, stream, packets, start_seconds, end_seconds)
+        yield container, stream
 
 
 def restrict(probe: VideoProbe, indices_T: npt.NDArray[np.int64]) -> VideoProbe:
@@ -183,33 +183,8 @@ def frames_in_range(
     return chosen
 
 
-def _demux(container: Any, stream: Any) -> _Packets:
-    packets = _Packets([], [], [], [], [], [], 0, False, 0)
-    context = stream.codec_context
-    is_discardable = discardable_test(context.codec.canonical_name, context.extradata)
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
-            if packets.total == 0:
-                packets.rotation_degrees = _rotation(stream, packet)
-            packets.total += 1
-            packets.failed |= packet.is_corrupt
-            if packet.is_discard:
-                continue
-            packets.pts.append(packet.pts)
-            packets.dts.append(packet.dts)
-            packets.size.append(packet.size)
-            packets.key.append(packet.is_keyframe)
-            packets.discardable.append(is_discardable(packet))
-            packets.duration.append(packet.duration or 0)
-    except av.error.FFmpegError:
-        packets.failed = True
-    return packets
-
-
 def _describe(
-    container: Any, stream: Any, packets: _Packets, start_seconds: float | None, end_seconds: float | None
+    container: Any, stream: Any, packets: Packets, start_seconds: float | None, end_seconds: float | None
 ) -> VideoProbe:
     if not stream.codec_context.width or not stream.codec_context.height:
         raise BadItemError(
@@ -234,7 +209,7 @@ def _describe(
         keyframe = np.bincount(owner, key) > 0
         discardable = np.bincount(owner, ~np.array(packets.discardable, bool)) == 0
         anchor = anchor_distances(stamps, first_packet)
-        seconds = (pts - pts[0]) * time_base
+        seconds = (pts - (pts[0] if packets.origin is None else packets.origin)) * time_base
 
     last_seconds = max(packets.duration[-1] * time_base, 0.0)
     if not 0 < last_seconds < 10:
@@ -259,7 +234,7 @@ def _describe(
         rotation_degrees=rotation,
         timeline=timeline,
         pts_T=None if pts is None else pts[chosen],
-        num_skipped=int(chosen[0]),
+        num_skipped=int(chosen[0]) or int(seconds[chosen[0]] > 0),
         frame_bytes_T=frame_bytes[chosen],
         keyframe_T=keyframe[chosen],
         discardable_T=discardable[chosen],
@@ -271,7 +246,7 @@ def _describe(
     )
 
 
-def _time_stamps(packets: _Packets, flags: list[str]) -> tuple[npt.NDArray[np.int64], bool]:
+def _time_stamps(packets: Packets, flags: list[str]) -> tuple[npt.NDArray[np.int64], bool]:
     """Presentation stamps of the packets; dts where pts are missing; by_order where both are."""
     for name, values in (("", packets.pts), ("missing_pts", packets.dts)):
         if any(v is None for v in values):
@@ -310,24 +285,19 @@ def anchor_distances(stamps: npt.NDArray[np.int64], first_packet: npt.NDArray[np
     return np.stack([np.maximum(back, 1), ahead], axis=1).astype(np.int32)
 
 
-def _is_truncated(container: Any, stream: Any, packets: _Packets, seen_seconds: float) -> bool:
-    if packets.failed or (stream.frames and packets.total < stream.frames * TRUNCATED_SHARE):
+def _is_truncated(container: Any, stream: Any, packets: Packets, seen_seconds: float) -> bool:
+    if packets.failed:
         return True
+    if packets.origin is None and stream.frames and packets.total < stream.frames * TRUNCATED_SHARE:
+        return True
+    if not packets.ended:
+        return False
     promised = 0.0
     if stream.duration and stream.time_base:
         promised = float(stream.duration * stream.time_base)
     elif container.duration and len(container.streams) == 1:
         promised = container.duration / av.time_base
     return promised > 1 and seen_seconds < promised * TRUNCATED_SHARE - 0.5
-
-
-def _rotation(stream: Any, packet: Any) -> int:
-    """Counter-clockwise turn of the display matrix, from the first packet's frame; 0 where that does not decode."""
-    try:
-        frames = [*packet.decode(), *stream.codec_context.decode(None)]
-    except (av.error.FFmpegError, EOFError):
-        return 0
-    return round(frames[0].rotation / 90) * 90 % 360 if frames else 0
 
 
 def shown_size(stream: Any, width: int, height: int, rotation_degrees: int) -> tuple[int, int]:
