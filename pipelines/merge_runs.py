@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 
 from ov2_core.data.keys import IdLedger
-from ov2_core.plan import iter_plan_rows
+from ov2_core.plan import iter_plan_rows, planned_text
 from ov2_core.redact import redacted
 from ov2_core.rounds import Rounds, RoundWriter, load_rounds, round_rel
 from ov2_core.storage.commit import (
@@ -264,8 +264,8 @@ def _write_round(there: Rounds, part: _Part, number: int) -> RoundRecord:
             if row.line in left_out:
                 num_left_out += 1
                 continue
-            place = {"line": row.line + merged.line_offset, "shard": row.shard + merged.first_shard}
-            writer.plan.add(row.model_copy(update=place))
+            moved = row.model_copy(update={"line": row.line + merged.line_offset, "shard": 0})
+            writer.plan.add(planned_text(moved), row.shard + merged.first_shard)
             num_planned += 1
             tokens += row.predicted_tokens
             num_bytes += row.predicted_bytes
