@@ -213,7 +213,8 @@ class RoundWriter:
         store.put_file(self._scratch.local(PLAN_QUARANTINE), record.fallen)
         data = (record.model_dump_json(indent=2) + "\n").encode()
         failpoint("before_round")
-        if not store.create_bytes(round_rel(number), data) and store.read_bytes(round_rel(number)) != data:
+        store.create_bytes(round_rel(number), data)
+        if store.read_bytes(round_rel(number)) != data:
             for rel in (record.rows, record.fallen):
                 store.remove(rel)
             raise ValueError(

@@ -6,6 +6,7 @@ harmed in each run. Leaves: an endpoint, and `injected`, what was done to which 
     503, 500           refused, not executed
     reset_before       connection reset, not executed
     reset_after        connection reset after the server executed it: a time-out after success
+    hang_after         the same, but nothing is told for HANG_SECONDS: the client's own time-out strikes
     truncated          half of the body that Content-Length promises
     slow               answered after SLOW_SECONDS
     twice              executed twice; the second answer is told
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-SLOW_SECONDS = 0.3
+SLOW_SECONDS, HANG_SECONDS = 0.3, 4.0
 ANYWHERE = ("503", "500", "reset_before", "reset_after", "truncated", "slow", "twice")
 """Faults that may befall any request."""
 _RANDOM = re.compile(r"[0-9a-f]{32}")
@@ -128,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "twice":
                 self._forward(body)
             status, headers, answer = self._forward(body, conditional=fault != "ignored_condition")
-            if fault == "reset_after":
+            if fault in ("reset_after", "hang_after"):
+                time.sleep(HANG_SECONDS if fault == "hang_after" else 0)
                 self._reset()
             elif fault == "truncated" and len(answer) > 1:
                 self._answer(status, headers, answer, num_sent=len(answer) // 2)

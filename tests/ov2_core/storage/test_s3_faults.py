@@ -53,7 +53,7 @@ def test_a_shard_through_every_fault_is_committed_once(
     alone = Store(tmp_path / "alone")
     for store in (alone, harmed):
         write_plan(store, tmp_path / "plan", {0: [1, 2]})
-        proxy.schedule = mixed(1, [fault for fault in ANYWHERE if fault != "slow"])
+        proxy.schedule = mixed(1, [fault for fault in ANYWHERE if fault != "slow"], share=0.4)
         commit_lines(store, tmp_path, shard=0, lines=[1], quarantined=[2])
         finish_commits(store)
         collect_orphans(store)
@@ -173,6 +173,17 @@ def check_undisturbed(direct: Store, store: Store, proxy: FaultProxy, undisturbe
     assert {f"shards/{name}" for name in direct.list("shards")} == {r for r in undisturbed if r.startswith("shards")}
     assert direct.list("attempts") == []
     assert verify_run(store).errors == []
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_left_and_asked_again(direct: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    proxy.schedule = first_of_each("hang_after", "CreateObject", "CopyObject", "UploadPart", "CompleteMultipartUpload")
+    store = through(proxy, direct, config_kwargs={"retries": {"max_attempts": 0}, "read_timeout": 1})
+    record = commit_lines(store, tmp_path, shard=0, lines=[1])
+    assert len(proxy.injected) == 4
+    assert load_commit(direct, 0) == record
+    assert direct.list("attempts/shard-000000") == []
+    assert direct.size("shards/shard-000000.tar") == record.tar_bytes
 
 
 @pytest.mark.slow
