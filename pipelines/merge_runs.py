@@ -123,7 +123,7 @@ def _read_parts(sources: list[Store], *, leave_out_duplicates: bool) -> Iterator
         for source in sources:
             identity, rounds = _open_finished(source)
             if first is not None:
-                _check_mergeable(first, source, identity)
+                _check_mergeable(first, source, identity, rounds)
             digest = _check_tars(source)
             left_out: dict[int, str] = {}
             kept: list[tuple[str, int]] = []
@@ -182,8 +182,11 @@ def _open_finished(source: Store) -> tuple[RunRecord, Rounds]:
     return identity, rounds
 
 
-def _check_mergeable(first: _Part, source: Store, identity: RunRecord) -> None:
+def _check_mergeable(first: _Part, source: Store, identity: RunRecord, rounds: Rounds) -> None:
     differences = run_differences(first.identity, identity)
+    filters = first.rounds.filter_now(), rounds.filter_now()
+    if filters[0] != filters[1]:
+        differences.append(f"thresholds that `ov2 refilter` set: {filters[0]} there, {filters[1]} here")
     if differences:
         listed = "\n  ".join(differences)
         raise ValueError(
@@ -264,13 +267,15 @@ def _write_round(there: Rounds, part: _Part, number: int) -> RoundRecord:
             if row.line in left_out:
                 num_left_out += 1
                 continue
-            moved = row.model_copy(update={"line": row.line + merged.line_offset, "shard": 0})
-            writer.plan.add(planned_text(moved), row.shard + merged.first_shard)
+            line = row.line + merged.line_offset
+            filtered = None if row.filtered is None else row.filtered.model_copy(update={"line": line})
+            text = planned_text(row.model_copy(update={"line": line, "shard": 0, "filtered": filtered}))
+            writer.plan.add(text, row.shard + merged.first_shard)
             num_planned += 1
-            tokens += row.predicted_tokens
-            num_bytes += row.predicted_bytes
-            cpu_seconds += row.predicted_cpu_seconds
-            video_seconds += row.probe.duration_seconds
+            tokens += text.tokens
+            num_bytes += text.bytes
+            cpu_seconds += text.cpu_seconds
+            video_seconds += text.video_seconds
         for fallen in part.rounds.fallen(number):
             if fallen.line in left_out:
                 num_left_out += 1
@@ -282,8 +287,9 @@ def _write_round(there: Rounds, part: _Part, number: int) -> RoundRecord:
         def make(at: int, rows: str, fallen: str) -> RoundRecord:
             return RoundRecord(
                 number=at,
-                kind="append" if is_append else "replay",
+                kind=source.kind if source else "append",
                 reasons=source.reasons if source else [],
+                filter=source.filter if source else None,
                 manifest_uri=source.manifest_uri if source else plan.manifest_uri,
                 manifest_digest=source.manifest_digest if source else plan.manifest_digest,
                 line_offset=(source.line_offset if source else 0) + merged.line_offset if is_append else 0,

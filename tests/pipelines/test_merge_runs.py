@@ -26,6 +26,7 @@ from ov2_core.storage.reader import ShardReader
 from ov2_core.storage.verify import verify_run
 from pipelines.merge_runs import merge_runs
 from pipelines.options import RunOptions
+from pipelines.refilter import refilter_run
 from pipelines.run_rounds import append_rows, replay_rows
 from pipelines.tokenize_videos import tokenize_videos
 from schemas.shard import PlannedRow
@@ -36,13 +37,17 @@ _BUCKETS = itertools.count()
 
 
 def make_run(
-    folder: Path, rows: list[dict[str, Any] | str], *, make: Callable[..., SampleOutcome] = make_sample
+    folder: Path,
+    rows: list[dict[str, Any] | str],
+    *,
+    make: Callable[..., SampleOutcome] = make_sample,
+    config: RunConfig = CONFIG,
 ) -> Store:
     folder.mkdir(parents=True)
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     store = Store(folder / "run")
-    tokenize_videos(str(manifest), store, CONFIG, INLINE, make=make)
+    tokenize_videos(str(manifest), store, config, INLINE, make=make)
     return store
 
 
@@ -205,6 +210,26 @@ def test_merge_killed_anywhere_ends_like_one_in_a_piece(
     merge_runs(runs, whole, leave_out_duplicates=True)
     assert tree(store) == tree(whole)
     assert verify_run(store).errors == []
+
+
+def test_rows_that_a_filter_left_out_are_merged_with_their_thresholds(
+    tmp_path: Path, clip: Callable[..., dict[str, Any]]
+) -> None:
+    strict = with_overrides(CONFIG, {"filter.min_duration_seconds": "1.7"})
+    runs = [
+        make_run(tmp_path / str(n), [clip(seed, f"{n}-{seed}") for seed in (0, 1, 5)], config=strict) for n in (0, 1)
+    ]
+    first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
+    merge_runs(runs, first)
+    found = verify_run(first)
+    assert (found.errors, found.committed, found.filtered) == ([], 2, 4)
+    refilter_run(runs[0], ["filter.min_duration_seconds=1.1"], INLINE)
+    with pytest.raises(ValueError, match=r"thresholds that `ov2 refilter` set: .* there, None here"):
+        merge_runs(runs, second)
+    refilter_run(runs[1], ["filter.min_duration_seconds=1.1"], INLINE)
+    merge_runs(runs, second)
+    found = verify_run(second)
+    assert (found.errors, found.committed, found.filtered) == ([], 4, 2)
 
 
 def test_what_cannot_be_merged_is_refused(one: Store, other: Store, overlapping: Store, tmp_path: Path) -> None:
