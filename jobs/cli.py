@@ -33,7 +33,7 @@ from ov2_core.config import RunConfig, with_overrides
 from ov2_core.config import recipe as named_recipe
 from ov2_core.data.keys import key_of
 from ov2_core.redact import printable, redacted
-from ov2_core.storage.files import Store
+from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.layout import FEATURES_RECIPE, SPATIAL_RECIPE
 from ov2_core.storage.source import allow_sources
 from schemas.run import VerifyReport
@@ -482,7 +482,7 @@ def _errors() -> Iterator[None]:
         if os.environ.get("OV2_DEBUG") or not (storage or isinstance(error, ValueError | OSError)):
             raise
         print(printable(redacted(f"ov2: {error}")), file=sys.stderr)
-        raise typer.Exit(EXIT_USAGE) from None
+        raise typer.Exit(EXIT_STOPPED if is_transient(error) else EXIT_USAGE) from None
 
 
 add_run_commands(app, _errors)

@@ -1,4 +1,4 @@
-"""`ov2 status, failed, replay, append, index, gc`: commands on a run that stands on a storage, with the text of their results.
+"""`ov2 status, failed, replay, append, merge, index, gc`: commands on runs that stand on a storage, with the text of results.
 
 Each needs the storage alone: no database, and no word from the machine that made the run. docs/operations.md tells how.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.summary import counts_text, line_text, size_text, tokenize_text
+from jobs.summary import counts_text, line_text, size_text, tokenize_text, verify_text
 from ov2_core.redact import printable
 from ov2_core.rounds import is_replayable
 from ov2_core.run_status import RunStatus, iter_failed, read_status
@@ -124,6 +124,34 @@ def add_run_commands(app: typer.Typer, errors: Callable[[], AbstractContextManag
             summary = append_rows(manifest, Store(run), options)
             code = finish_round(Store(run), summary)
         raise typer.Exit(code)
+
+    @app.command()
+    def merge(
+        runs: Annotated[
+            list[str], typer.Argument(help="Two or more finished token runs of one config; paths or URLs.")
+        ],
+        out: Annotated[str, typer.Option(help="RUN that they become; the runs themselves stay as they are.")],
+        leave_out_duplicates: Annotated[
+            bool, typer.Option("--leave-out-duplicates", help="Leave out rows whose id a run before has; else refuse.")
+        ] = False,
+    ) -> None:
+        """Make one run of several: shards are copied, no video is read. The same command resumes."""
+        with errors():
+            from ov2_core.report.render import write_report
+            from ov2_core.storage.verify import verify_run
+            from pipelines.merge_runs import merge_runs
+
+            store = Store(out)
+            done = merge_runs([Store(run) for run in runs], store, leave_out_duplicates=leave_out_duplicates)
+            found = verify_run(store, deep=False)
+            for one in done.record.runs:
+                left_out = f", {one.num_left_out} left out: known before" if one.num_left_out else ""
+                shards = f"{one.num_shards} shards from {one.first_shard}"
+                print(line_text("merged", f"{one.root}: {one.num_rows} rows{left_out}; {shards}"))
+            print(line_text("shards", f"{done.num_shards}; {done.num_shards_before} stood already"))
+            print(verify_text(found))
+            print(line_text("report", write_report(store)))
+        raise typer.Exit(0 if found.ok else EXIT_INVALID)
 
     @app.command()
     def index(run: Run) -> None:

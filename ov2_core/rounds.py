@@ -187,10 +187,14 @@ def is_replayable(row: QuarantineRow, reasons: frozenset[str] | None = None) -> 
 
 
 class RoundWriter:
-    """Writes a round's files; see plan.PlanWriter, which it lends to the planner as `.plan`."""
+    """Writes a round's files; see plan.PlanWriter, which it lends to the planner as `.plan`.
 
-    def __init__(self, rounds: Rounds) -> None:
+    token: 32 hex digits for the files' names, where all who write the round write the same; by default random ones.
+    """
+
+    def __init__(self, rounds: Rounds, *, token: str | None = None) -> None:
         self._rounds = rounds
+        self._token = token
         self._folder = tempfile.TemporaryDirectory(prefix="ov2-round-")
         self._scratch = Store(self._folder.name)
         self.plan = PlanWriter(self._scratch)
@@ -203,13 +207,14 @@ class RoundWriter:
         """
         store, number = self._rounds.store, len(self._rounds.records) + 1
         self.plan.finish(planned)
-        stem = f"{PLAN_DIR}/round-{number:04d}-{uuid.uuid4().hex}"
+        stem = f"{PLAN_DIR}/round-{number:04d}-{self._token or uuid.uuid4().hex}"
         record = make(number, f"{stem}.parquet", f"{stem}.jsonl")
         store.put_file(self._scratch.local(PLAN_ROWS), record.rows)
         store.put_file(self._scratch.local(PLAN_QUARANTINE), record.fallen)
         data = (record.model_dump_json(indent=2) + "\n").encode()
         failpoint("before_round")
-        if not store.create_bytes(round_rel(number), data) and store.read_bytes(round_rel(number)) != data:
+        store.create_bytes(round_rel(number), data)
+        if store.read_bytes(round_rel(number)) != data:
             for rel in (record.rows, record.fallen):
                 store.remove(rel)
             raise ValueError(

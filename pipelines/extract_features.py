@@ -393,6 +393,7 @@ class EncodeJob:
                 code_version=code_version(FEATURE_ROOTS, FEATURE_LEAVES),
                 started_unix_seconds=task.started_unix_seconds,
                 finished_unix_seconds=round(time.time(), 3),
+                line_offset=commit.line_offset,
             )
         return ShardEncoded(
             shard=task.shard,

@@ -110,21 +110,20 @@ def claim_run(store: Store, record: RunRecord) -> None:
     """Makes the store this run's, or checks that it is.
 
     Raises:
-        ValueError: it belongs to a run that differs; each field is named.
+        ValueError: it belongs to a run that differs (each field is named), or the storage cannot create exclusively.
     """
+    store.require_exclusive_creation()
     data = (record.model_dump_json(indent=2) + "\n").encode()
-    if not store.create_bytes(RUN_JSON, data):
-        there = load_run_record(store)
-        assert there is not None
-        check_same_run(there, record, where=store.root)
+    store.create_bytes(RUN_JSON, data)
+    there = load_run_record(store)
+    assert there is not None
+    check_same_run(there, record, where=store.root)
 
 
 def check_same_run(there: RunRecord, here: RunRecord, *, where: str) -> None:
     """Raises ValueError unless a resume of `there` by `here` gives the same bytes."""
     differences = [
-        *_differences("config", there.config, here.config),
-        *_differences("code_version", there.code_version, here.code_version),
-        *_differences("library_versions", there.library_versions, here.library_versions),
+        *run_differences(there, here),
         *_differences("manifest_digest", there.manifest_digest, here.manifest_digest),
     ]
     if differences:
@@ -134,6 +133,15 @@ def check_same_run(there: RunRecord, here: RunRecord, *, where: str) -> None:
             "Shards of two runs are never mixed: give the same manifest, recipe and options (and the same version of "
             "the code) to resume it, or another --out to start anew."
         )
+
+
+def run_differences(there: RunRecord, here: RunRecord) -> list[str]:
+    """What of two runs would give other bytes for one row: config, code, libraries."""
+    return [
+        *_differences("config", there.config, here.config),
+        *_differences("code_version", there.code_version, here.code_version),
+        *_differences("library_versions", there.library_versions, here.library_versions),
+    ]
 
 
 def check_same_plan(plan: PlanRecord, config: RunConfig, manifest_digest: str, *, where: str) -> None:

@@ -75,7 +75,11 @@ def ray_session(*, workers: int, address: str | None = None) -> Iterator[None]:
         if address is None:
             with _environment(ONE_THREAD):  # the embedded Ray's processes inherit it, credentials too
                 ray.init(
-                    num_cpus=workers, include_dashboard=False, object_store_memory=_object_store_bytes(), **options
+                    address="local",  # else one that somebody else has started on this machine is joined, or refuses num_cpus
+                    num_cpus=workers,
+                    include_dashboard=False,
+                    object_store_memory=_object_store_bytes(),
+                    **options,
                 )
         else:
             # Visible in the cluster's job listing: so no credentials go this way, its nodes have their own.

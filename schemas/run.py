@@ -78,6 +78,30 @@ class RoundRecord(Record):
     created_unix_seconds: float
 
 
+class MergedRun(Record):
+    """One of the runs that a merged run was made of."""
+
+    root: str
+    """Where it stood, without credentials."""
+    digest: str
+    """sha256 of what its commits say: shards, tars, keys and lines, and how every row ended."""
+    first_shard: int = Field(ge=0)
+    num_shards: int = Field(ge=0)
+    """Its shard n is the merged run's first_shard + n."""
+    line_offset: int = Field(ge=0)
+    """Line in the merged run = line in it + this."""
+    num_rows: int = Field(ge=0)
+    """Its manifest rows, with what was appended."""
+    num_left_out: int = Field(ge=0)
+    """Of these, rows whose id a run before it has."""
+
+
+class MergeRecord(Record):
+    """RUN/merge.json: what the run was merged of; created first, if absent. A merge of other runs into it is refused."""
+
+    runs: list[MergedRun]
+
+
 class WorkerSign(Record):
     """What the driver knows of one worker."""
 

@@ -163,3 +163,5 @@ class CommitRecord(Record):
     code_version: str
     started_unix_seconds: float
     finished_unix_seconds: float
+    line_offset: int = Field(default=0, ge=0)
+    """Of a shard that `ov2 merge` took over: line = manifest_line in the samples' own JSON + this."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from radosgw_server import ACCESS_KEY, ROOT_VARIABLE, SECRET_KEY, RadosgwServer, missing_programs
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -107,3 +108,55 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from feature_runs import make_model
 
     return make_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[str]:
+    """URL of a moto server that lives for the session."""
+    pytest.importorskip("moto")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield "http://{}:{}".format(*server.get_host_and_port())
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def radosgw_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a radosgw that lives for the session: an S3 server that shares no line with moto."""
+    missing = missing_programs()
+    if missing:
+        pytest.skip(
+            f"no {', '.join(missing)} here: apt-get install radosgw ceph-mon ceph-osd, or {ROOT_VARIABLE}=FOLDER of unpacked debs"
+        )
+    with RadosgwServer(tmp_path_factory.mktemp("radosgw")) as server:
+        yield server.endpoint
+
+
+@pytest.fixture(scope="session", params=["moto", pytest.param("radosgw", marks=pytest.mark.slow)])
+def s3_endpoint(request: pytest.FixtureRequest) -> str:
+    """URL of an S3 server; each test that asks for it runs on both."""
+    endpoint: str = request.getfixturevalue(f"{request.param}_endpoint")
+    return endpoint
+
+
+@pytest.fixture(scope="module")
+def s3_environment(s3_endpoint: str) -> Iterator[dict[str, str]]:
+    """Variables by which s3fs, here and in child processes, reaches the server; set in this process while a module runs."""
+    import s3fs
+
+    environment = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield environment
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -164,10 +164,11 @@ def _check_tar(file: BinaryIO, record: CommitRecord, features: FeatureConfig | N
             return
         if parts != committed.parts:
             errors.append(f"shard {record.shard}, key {key}: its members do not lie where the commit says")
+        as_written = committed.model_copy(update={"line": committed.line - record.line_offset})
         if features is not None:
-            findings = check_features(members, committed=committed, config=features)
+            findings = check_features(members, committed=as_written, config=features)
         else:
-            findings = check_sample(members, committed=committed, config_digest=record.config_digest)
+            findings = check_sample(members, committed=as_written, config_digest=record.config_digest)
         for finding in findings:
             errors.append(f"shard {record.shard}, key {key}, line {committed.line}: {finding}")
 

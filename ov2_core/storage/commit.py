@@ -52,11 +52,12 @@ def commit_shard(
     code_version: str,
     started_unix_seconds: float,
     finished_unix_seconds: float,
+    line_offset: int = 0,
 ) -> CommitRecord:
     """Commit one shard, or learn that another attempt has; either way the shard is committed and published on return.
 
     tar: a finished tar on the local disk, which is moved into the store (gone afterwards); None for a shard whose rows
-    all fell. samples: in tar order, as writer.committed_sample makes them.
+    all fell. samples: in tar order, as writer.committed_sample makes them. line_offset: see CommitRecord.
 
     Returns the winner's record: `record.attempt` tells whose, and for a lost race it is not this call's tar.
     """
@@ -77,23 +78,28 @@ def commit_shard(
         code_version=code_version,
         started_unix_seconds=started_unix_seconds,
         finished_unix_seconds=finished_unix_seconds,
+        line_offset=line_offset,
     )
     failpoint("before_upload")
     if tar is not None and attempt is not None:
         store.put_file(tar.path, attempt, move=True)
     failpoint("after_upload")
 
+    return commit_attempt(store, record)
+
+
+def commit_attempt(store: Store, record: CommitRecord) -> CommitRecord:
+    """The rest of commit_shard, for a record whose attempt stands in the store: decide, publish, clean."""
     failpoint("before_commit")
-    if not store.create_bytes(commit_rel(shard), canonical_json(record)):
-        winner = load_commit(store, shard)
-        if winner.attempt != attempt:
-            logger.info("shard %d: committed by another attempt; this one is removed", shard)
-            if attempt is not None:
-                store.remove(attempt)
-        record = winner  # or our own, created by a request whose answer was lost
+    store.create_bytes(commit_rel(record.shard), canonical_json(record))
+    # What stands there decides, not the answer: a request that took effect may be told to have failed, and the reverse.
+    winner = load_commit(store, record.shard)
+    if record.attempt is not None and winner.attempt != record.attempt:
+        logger.info("shard %d: committed by another attempt; this one is removed", record.shard)
+        store.remove(record.attempt)
     failpoint("after_commit")
-    finish_commit(store, record)
-    return record
+    finish_commit(store, winner)
+    return winner
 
 
 def finish_commit(store: Store, record: CommitRecord) -> bool:

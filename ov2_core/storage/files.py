@@ -10,9 +10,11 @@ Listings are never cached: other processes write to the same folder.
 """
 
 import contextlib
+import copy
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
@@ -20,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from ov2_core.storage.failpoint import failpoint
-from ov2_core.storage.retry import is_transient, retry_transient
+from ov2_core.storage.retry import is_transient, retry_transient, retry_within
 from ov2_core.storage.source import local_path, object_stamp, open_source, source_identity
 
 __all__ = ["Store", "is_transient", "open_source", "retry_transient", "source_identity"]
@@ -30,6 +32,8 @@ Names = list[str]
 Blobs = list[bytes]
 COPY_BYTES = 1 << 20
 UPLOAD_PART_BYTES = 16 << 20
+PROBE_DIR = "attempts/probe"
+"""Below attempts: what a probe that was killed leaves is swept with them."""
 _OBJECT_STORES = frozenset({"s3", "gs", "az", "abfs", "memory"})
 _TEMPORARY_SUFFIX = ".ov2tmp"
 _NO_LINK = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -76,7 +80,7 @@ class Store:
         if self.is_local:
             with open(self.local(rel), "rb") as file:
                 return file.read()
-        data: bytes = self._retry(lambda: self.fs.cat_file(self._remote(rel)))
+        data: bytes = self._retry(rel, lambda: self.fs.cat_file(self._remote(rel)))
         return data
 
     def read_many(self, rels: Sequence[str]) -> Blobs:
@@ -84,7 +88,7 @@ class Store:
         if self.is_local or len(rels) <= 1:
             return [self.read_bytes(rel) for rel in rels]
         paths = [self._remote(rel) for rel in rels]
-        found = self._retry(lambda: self.fs.cat(paths))
+        found = self._retry(rels[0], lambda: self.fs.cat(paths))
         return [found[path] for path in paths]
 
     def open_read(self, rel: str) -> BinaryIO:
@@ -93,7 +97,7 @@ class Store:
             return open(self.local(rel), "rb")
         return cast(
             BinaryIO,
-            self._retry(lambda: self.fs.open(self._remote(rel), "rb", block_size=8 << 20, cache_type="readahead")),
+            self._retry(rel, lambda: self.fs.open(self._remote(rel), "rb", block_size=8 << 20, cache_type="readahead")),
         )
 
     def read_range(self, rel: str, start: int, end: int) -> bytes:
@@ -114,7 +118,7 @@ class Store:
                         break
                     data = data + more if data else more
         else:
-            data = self._retry(lambda: self.fs.cat_file(self._remote(rel), start=start, end=end))
+            data = self._retry(rel, lambda: self.fs.cat_file(self._remote(rel), start=start, end=end))
         if len(data) != end - start:
             raise EOFError(f"{self.url(rel)}: asked for bytes {start}..{end}, got {len(data)}: the file is too short")
         return data
@@ -134,7 +138,7 @@ class Store:
             if os.path.isdir(path):
                 raise IsADirectoryError(path)
             return size
-        info = self._retry(lambda: self.fs.info(self._remote(rel)))
+        info = self._retry(rel, lambda: self.fs.info(self._remote(rel)))
         if info["type"] == "directory":
             raise IsADirectoryError(self.url(rel))
         return int(info["size"])
@@ -168,7 +172,7 @@ class Store:
             return
         folder = self._remote(rel_dir)
         try:
-            infos = self._retry(lambda: self.fs.ls(folder, detail=True))
+            infos = self._retry(rel_dir, lambda: self.fs.ls(folder, detail=True))
         except FileNotFoundError:
             return
         for info in infos:
@@ -184,7 +188,7 @@ class Store:
             self._replace_local(rel, lambda file: _write_all(file, data))
         else:
             self._make_folder(rel)
-            self._retry(lambda: self.fs.pipe_file(self._remote(rel), data))
+            self._retry(rel, lambda: self.fs.pipe_file(self._remote(rel), data))
 
     def create_bytes(self, rel: str, data: bytes) -> bool:
         """Create the file if it does not exist: True if this call created it, False if it was there. Never
@@ -194,11 +198,11 @@ class Store:
         that took effect although its answer was lost is repeated and then says False, so a caller who must know
         compares the content with its own. Other fsspec file systems: mode="create", which gcsfs makes atomic too;
         where a file system only checks for existence before it writes (memory://, sftp), two writers at the same
-        instant may both be told True: use one writer.
+        instant may both be told True: use one writer. require_exclusive_creation() finds servers that do not even do that.
         """
         if not self.is_local:
             self._make_folder(rel)
-            return self._retry(lambda: self._create_remote(rel, data))
+            return self._retry(rel, lambda: self._create_remote(rel, data))
         target = self.local(rel)
         if os.path.lexists(target):
             return False
@@ -223,6 +227,24 @@ class Store:
         _sync_dir(os.path.dirname(target))
         return True
 
+    def require_exclusive_creation(self) -> None:
+        """Tries create_bytes on a remote store with a file of its own: three small requests.
+
+        Raises:
+            ValueError: what is there was replaced: the server ignores If-None-Match, so commits would not be exclusive.
+        """
+        if self.is_local:
+            return
+        rel = f"{PROBE_DIR}/{uuid.uuid4().hex}"
+        self.create_bytes(rel, b"first")
+        replaced = self.create_bytes(rel, b"second")
+        self.remove(rel)
+        if replaced:
+            raise ValueError(
+                f"{self.root}: this storage replaced a file that was to be created only if absent (it ignores "
+                "If-None-Match: *), so of two writers both would win; use another storage or a newer version of its server"
+            )
+
     def _create_remote(self, rel: str, data: bytes) -> bool:
         try:
             self.fs.pipe_file(self._remote(rel), data, mode="create")
@@ -241,7 +263,7 @@ class Store:
         move: the local file is no longer needed. It is removed, and on the same disk renamed instead of copied.
         """
         if not self.is_local:
-            self._retry(lambda: self._upload(local, rel))
+            self._retry(rel, lambda: self._upload(local, rel))
         elif move:
             target = self.local(rel)
             os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -274,7 +296,12 @@ class Store:
                 with contextlib.suppress(Exception):
                     target.closed = True  # else the collector would flush what is left of it
                 raise
-            target.commit()
+            try:
+                target.commit()
+            except (
+                FileNotFoundError
+            ) as error:  # of the upload: completed by a request whose answer was lost, or aborted
+                raise ConnectionError(f"{self.url(rel)}: whether its upload was completed is unknown") from error
 
     def publish(self, src_rel: str, dst_rel: str) -> None:
         """Make the complete file `src_rel` appear as `dst_rel` too, replacing it. May be repeated. Raises
@@ -285,7 +312,7 @@ class Store:
         """
         if not self.is_local:
             self._make_folder(dst_rel)
-            self._retry(lambda: self.fs.cp_file(self._remote(src_rel), self._remote(dst_rel)))
+            self._retry(src_rel, lambda: self.fs.cp_file(self._remote(src_rel), self._remote(dst_rel)))
             return
         source, target = self.local(src_rel), self.local(dst_rel)
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -304,6 +331,25 @@ class Store:
             _unlink(temporary)  # rename(2) leaves it where both names are one file already
         _sync_dir(os.path.dirname(target))
 
+    def copy_from(self, other: "Store", src_rel: str, dst_rel: str) -> None:
+        """A file of another store as `dst_rel` of this one, atomically replacing what is there. Raises FileNotFoundError.
+
+        Inside one object store a copy by the server, on one disk a hard link: published files are never written into.
+        """
+        if self.is_local and other.is_local:
+            Store("/").publish(other.local(src_rel).lstrip("/"), self.local(dst_rel).lstrip("/"))
+        elif other.is_local:
+            self.put_file(other.local(src_rel), dst_rel)
+        elif not self.is_local and self.fs == other.fs:
+            self._make_folder(dst_rel)
+            self._retry(dst_rel, lambda: self.fs.cp_file(other._remote(src_rel), self._remote(dst_rel)))
+        else:
+            with tempfile.TemporaryDirectory(prefix="ov2-copy-") as folder:
+                path = os.path.join(folder, "file")
+                with other.open_read(src_rel) as source, open(path, "wb") as target:
+                    shutil.copyfileobj(source, target, COPY_BYTES)
+                self.put_file(path, dst_rel, move=True)
+
     def remove(self, rel: str, *, missing_ok: bool = True) -> None:
         """Remove one file. Raises FileNotFoundError unless missing_ok."""
         try:
@@ -312,7 +358,7 @@ class Store:
             else:
                 if not missing_ok and not self.exists(rel):  # S3 deletes what is not there without a word
                     raise FileNotFoundError(self.url(rel))
-                self._retry(lambda: self.fs.rm_file(self._remote(rel)))
+                self._retry(rel, lambda: self.fs.rm_file(self._remote(rel)))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -347,8 +393,10 @@ class Store:
     def fs(self) -> Any:
         """The fsspec file system of a remote store."""
         if self._fs is None:
-            options = {"use_listings_cache": False, **self.storage_options}
+            # Copied: s3fs writes into what it is given, and stores of equal options shall share one file system.
+            options = {"use_listings_cache": False, **copy.deepcopy(self.storage_options)}
             self._fs, self._prefix = fsspec.core.url_to_fs(self.root, **options)
+            retry_within(self._fs)
         return self._fs
 
     def _remote(self, rel: str) -> str:
@@ -360,8 +408,21 @@ class Store:
         if _OBJECT_STORES.isdisjoint([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol):
             self.fs.makedirs(self.fs._parent(self._remote(rel)), exist_ok=True)
 
-    def _retry(self, fn: Callable[[], T]) -> T:
-        return retry_transient(fn)
+    def _retry(self, rel: str, fn: Callable[[], T]) -> T:
+        """Errors that outlast all attempts name the file: ConnectionError where the same call may succeed later."""
+        try:
+            return retry_transient(fn)
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.url(rel)}: access denied ({error}); may these credentials read and write there?"
+            ) from error
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            raise ConnectionError(
+                f"{self.url(rel)}: the storage still fails after all attempts ({error}); once it answers, the same command "
+                "goes on from here"
+            ) from error
 
     def _temporary(self, target: str) -> str:
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -8,7 +8,7 @@ import errno
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -49,7 +49,9 @@ TRANSIENT_ERRNOS = frozenset(
 )
 TRANSIENT_CODES = frozenset(
     {
+        "BadDigest",  # this and IncompleteBody: what we sent was harmed on the way
         "ConditionalRequestConflict",
+        "IncompleteBody",
         "InternalError",
         "OperationAborted",
         "RequestTimeout",
@@ -114,3 +116,14 @@ def retry_transient(
                 raise
             sleep(base_delay_seconds * 2**attempt * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
+
+
+def retry_within(fs: Any) -> None:
+    """Has an fsspec file system try single requests again by the same list, those of an open stream too.
+
+    s3fs alone needs it: it gives up at once where a 500 outlasts botocore's own attempts. The handler is the process's.
+    """
+    if type(fs).__module__.startswith("s3fs."):
+        from s3fs.core import set_custom_error_handler
+
+        set_custom_error_handler(is_transient)

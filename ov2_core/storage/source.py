@@ -18,7 +18,7 @@ import fsspec
 
 from ov2_core.errors import BadItemError
 from ov2_core.storage.fetch import FetchLimits, is_public
-from ov2_core.storage.retry import is_transient, retry_transient
+from ov2_core.storage.retry import is_transient, retry_transient, retry_within
 from schemas.shard import Stage
 from schemas.video import SourceIdentity
 
@@ -223,9 +223,11 @@ def _remote(uri: str, storage_options: dict[str, Any] | None) -> tuple[Any, str]
         _judge_number(uri)
         options["get_client"] = _guarded_client
     try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(uri, **options))
+        fs, path = fsspec.core.url_to_fs(uri, **options)
     except ImportError as error:
         raise _bad("refused_uri", f"{uri}: this scheme needs a package that is not installed here: {error}") from error
+    retry_within(fs)
+    return fs, path
 
 
 def _missing(uri: str, error: Exception) -> Exception:

@@ -37,3 +37,16 @@ def test_other_library_version_is_named() -> None:
     newer = record.model_copy(update={"library_versions": {**record.library_versions, "av": "99"}})
     with pytest.raises(ValueError, match=r"library_versions\.av: .* there, '99' here"):
         check_same_run(record, newer, where="RUN")
+
+
+def test_storage_that_replaces_what_is_to_be_created_is_refused() -> None:
+    class IgnoresConditions(Store):
+        def create_bytes(self, rel: str, data: bytes) -> bool:
+            self.write_bytes(rel, data)
+            return True
+
+    store = IgnoresConditions("memory://ignores-conditions")
+    record = make_run_record(recipe("codec-32"), manifest_uri="m.jsonl", manifest_digest="d")
+    with pytest.raises(ValueError, match=r"ignores If-None-Match: \*.*use another storage"):
+        claim_run(store, record)
+    assert store.list() == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_stores import ATOMIC_STORES
 from synthetic_run import (
     RUN_FALLEN,
     RUN_SHARDS,
@@ -89,7 +90,7 @@ def test_failpoint_marker_lets_one_process_die(tmp_path: Path, monkeypatch: Any)
     run_job(Store(tmp_path / "run"), tmp_path / "work")  # this very process passes the point and lives
 
 
-@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+@pytest.mark.parametrize("store", ATOMIC_STORES, indirect=True)
 def test_racing_attempts_have_one_winner(store: Store, tmp_path: Path) -> None:
     barrier = threading.Barrier(4)
     records: list[CommitRecord] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_stores import ATOMIC_STORES
 
 from ov2_core.storage.files import Store
 
@@ -38,7 +39,7 @@ def test_exclusive_create_happens_once(store: Store) -> None:
     assert store.read_bytes("c/x.json") == b"winner"
 
 
-@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+@pytest.mark.parametrize("store", ATOMIC_STORES, indirect=True)
 def test_exclusive_create_has_one_winner_among_threads(store: Store) -> None:
     barrier = threading.Barrier(8)
     created: list[bytes] = []
@@ -105,7 +106,7 @@ def test_a_large_file_is_uploaded_in_parts(s3_store: Store, tmp_path: Path) -> N
     assert s3_store.read_range("large.tar", 20 << 20, (20 << 20) + 99) == content[20 << 20 : (20 << 20) + 99]
 
 
-@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+@pytest.mark.parametrize("store", ATOMIC_STORES, indirect=True)
 def test_a_failed_write_leaves_what_was_there(store: Store, tmp_path: Path, monkeypatch: Any) -> None:
     import shutil
 
