@@ -93,7 +93,7 @@ def _own_environment() -> Path:
     return python
 
 
-def peer_settings(*, images: int, num_frames: int) -> dict[str, Any]:
+def peer_settings(*, images: int, num_frames: int, backend: str = "cv_reader_pixels") -> dict[str, Any]:
     """Settings that yield this many canvases: fixed groups of 4, 32 sampled frames a group or what the clip has.
 
     Raises:
@@ -110,7 +110,7 @@ def peer_settings(*, images: int, num_frames: int) -> dict[str, Any]:
         "group_size": group_frames,
         "images_per_group": IMAGES_PER_GROUP,
         "grouping_mode": "fixed",
-        "decode_backend": "cv_reader_pixels",
+        "decode_backend": backend,
         "max_pixels": 392 * 392,
         "patch": 14,
     }
@@ -126,6 +126,7 @@ def run_peer(
     warmups: Sequence[Path],
     warmup_frames: int,
     out: Path,
+    backend: str = "cv_reader_pixels",
 ) -> dict[str, Any]:
     """One measured call in a fresh process. Its output stands in `out`.
 
@@ -136,7 +137,7 @@ def run_peer(
         The measurement, or {"error": why there is none}.
     """
     try:
-        settings = peer_settings(images=images, num_frames=num_frames)
+        settings = peer_settings(images=images, num_frames=num_frames, backend=backend)
     except ValueError as error:
         return {"error": str(error)}
     shutil.rmtree(out, ignore_errors=True)

@@ -1,8 +1,9 @@
 """What a tokenization is asked to do: frozen dataclasses, validated when made, and the named recipes.
 
 A recipe name ends in its budget: codec-384 (published method, policy saliency), evidence-384 (hold-DP), uniform-32,
-uniform-auto (8, 16 or the maximum by length), stills. `with_overrides(config, {"policy": "evidence"})` is what the command
-line's `--set key=value` calls; the digest of the resolved config identifies the run.
+uniform-auto (8, 16 or the maximum by length), stills, authors-legacy-32 (places as codec-video-prep chooses them).
+`with_overrides(config, {"policy": "evidence"})` is what the command line's `--set key=value` calls; the digest of the resolved
+config identifies the run.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 from ov2_core.filters.config import FilterConfig
 
 Mode = Literal["codec", "uniform", "still"]
-Policy = Literal["saliency", "evidence"]
+Policy = Literal["saliency", "evidence", "legacy"]
 Normalisation = Literal["frame", "clip"]
 Subsampling = Literal["4:2:0", "4:4:4"]
 _Config = TypeVar("_Config")
@@ -310,7 +311,7 @@ def _one_of(name: str, value: str, kind: Any) -> None:
 
 
 def recipe(name: str) -> RunConfig:
-    """The whole config of a named recipe: codec-N, evidence-N, uniform-N, uniform-auto or stills.
+    """The whole config of a named recipe: codec-N, evidence-N, uniform-N, uniform-auto, stills or authors-legacy-N.
 
     Raises:
         ValueError: the name is none of these, or the budget cannot be met.
@@ -319,16 +320,17 @@ def recipe(name: str) -> RunConfig:
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="still"))
     if name == "uniform-auto":
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=0))
-    match = re.fullmatch(r"(codec|evidence|uniform)-([1-9]\d{0,5})", name)
+    match = re.fullmatch(r"(codec|evidence|uniform|authors-legacy)-([1-9]\d{0,5})", name)
     if match is None:
         raise ValueError(
-            f"unknown recipe {name!r}; expected codec-N, evidence-N, uniform-N, uniform-auto or stills (N >= 1)"
+            f"unknown recipe {name!r}; expected codec-N, evidence-N, uniform-N, uniform-auto, stills or "
+            "authors-legacy-N (N >= 1)"
         )
     kind, budget = match[1], int(match[2])
     if kind == "uniform":
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=budget))
-    policy: Policy = "saliency" if kind == "codec" else "evidence"
-    return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="codec", policy=policy, budget=budget))
+    policies: dict[str, Policy] = {"codec": "saliency", "evidence": "evidence", "authors-legacy": "legacy"}
+    return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="codec", policy=policies[kind], budget=budget))
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig:
