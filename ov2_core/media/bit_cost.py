@@ -88,9 +88,9 @@ def require_bit_cost(probe: VideoProbe) -> str:
 def keyframe_numbers(source: Source, probe: VideoProbe) -> list[int]:
     """The frames that the tool takes for keyframes, as indices in the probe (outside 0..T-1 too, for a range).
 
-    In MP4 and MOV those are the keyframes' places in decode order, elsewhere their time stamps times the mean rate; with leading
-    pictures, or a clock that does not start at 0, that is not where keyframes are shown. In other containers all frames of
-    VP9 count, because FFmpeg's decoder does not leave out what it is told to.
+    In MP4 and MOV those are the keyframes' places in decode order, elsewhere (and where all are keyframes) their time stamps
+    times the mean rate; with leading pictures, or a clock that does not start at 0, that is not where keyframes are shown.
+    Elsewhere all frames of VP9 count, because FFmpeg's decoder does not leave out what it is told to.
     """
     with open_video(source, stage="tokenize") as (container, stream):
         packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size]

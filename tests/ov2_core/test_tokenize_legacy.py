@@ -10,6 +10,7 @@ import ov2_core.media.bit_cost as bit_cost
 from ov2_core.config import StreamConfig, recipe
 from ov2_core.errors import BadItemError
 from ov2_core.evals.clips import read_canary, write_canary_clip, write_clip
+from ov2_core.evals.odd_clips import write_odd_clip
 from ov2_core.media.probe import probe_video
 from ov2_core.plan import predict
 from ov2_core.storage.files import Store
@@ -99,6 +100,14 @@ def test_a_file_object_and_a_range_are_read_as_the_file(tmp_path, reader):
     first = probe_video(str(path), start_seconds=1.0, end_seconds=1.8).num_skipped
     for image, positions in zip(part.images_NHW3, part.positions_NP3, strict=True):
         assert read_canary(image[:28, :28]).frame == positions[0, 0] + first
+
+
+def test_a_damaged_clip_is_made_of_the_frames_that_decode(tmp_path, reader):
+    clip = write_odd_clip("truncated_mp4", tmp_path)
+    reader.size = coded_size(clip.path)
+    video = tokenize_video(str(clip.path), recipe("authors-legacy-8").tokenizer)
+    assert {"truncated", "undecodable_frames"} <= set(video.flags)
+    assert len(video.images_NHW3) == 8
 
 
 def test_what_has_no_bit_costs_is_refused(tmp_path, reader):
