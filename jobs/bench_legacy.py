@@ -9,19 +9,20 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from jobs.bench_peer import find_peer, run_peer
-from ov2_core.config import recipe
+from jobs.bench_peer import find_peer, peer_settings, run_peer
+from ov2_core.config import LegacyGrouping, recipe
 from ov2_core.errors import BadItemError
 from ov2_core.evals.clips import Camera, rope_clip, write_clip, write_rope_clip
 from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.media.probe import probe_video
 from ov2_core.tokenize_video import tokenize_video
+from ov2_core.tokenizer.legacy import GROUP_FRAMES, MIN_READY_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,9 @@ class Agreement:
         return f"{self.clip} ({self.codec}), {self.canvases} canvases: {self.num_places:,} places, {said}{padded}"
 
 
-def compare_clip(path: Path, *, budget: int, python: str, folder: Path) -> Agreement:
+def compare_clip(
+    path: Path, *, budget: int, python: str, folder: Path, grouping: LegacyGrouping = "fixed"
+) -> Agreement:
     """Run both on one clip. The tool writes into `folder`.
 
     Raises:
@@ -65,9 +68,16 @@ def compare_clip(path: Path, *, budget: int, python: str, folder: Path) -> Agree
     if probe.rotation_degrees:
         return Agreement(clip=clip, codec=codec, reason="it is shown turned, which the tool leaves out")
     try:
-        video = tokenize_video(str(path), recipe(f"authors-legacy-{budget}").tokenizer)
+        config = replace(recipe(f"authors-legacy-{budget}").tokenizer, legacy_grouping=grouping)
+        video = tokenize_video(str(path), config)
     except BadItemError as error:
         return Agreement(clip=clip, codec=codec, reason=str(error))
+    if probe.num_frames < 4:
+        return Agreement(clip=clip, codec=codec, reason="the tool shows nothing of fewer than 4 frames")
+    settings = peer_settings(images=4 * min(budget // 4, probe.num_frames // 4), num_frames=probe.num_frames)
+    if grouping == "readiness":
+        samples = min(probe.num_frames, MIN_READY_FRAMES * (budget // 4))
+        settings |= {"grouping_mode": grouping, "num_sampled_frames": samples, "group_size": GROUP_FRAMES}
     peer = {"error": ""}
     for backend in ("cv_reader_pixels", "ffmpeg_native"):  # at some sizes the first breaks the tool's memory
         peer = run_peer(
@@ -79,7 +89,7 @@ def compare_clip(path: Path, *, budget: int, python: str, folder: Path) -> Agree
             warmups=(),
             warmup_frames=probe.num_frames,
             out=folder,
-            backend=backend,
+            settings=settings | {"decode_backend": backend},
         )
         if "error" not in peer:
             break
@@ -141,6 +151,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ov2 bench legacy", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("clips", type=Path, nargs="*", help="videos (default: six generated clips)")
     parser.add_argument("--budgets", default="16", help="canvases, comma-separated (default 16)")
+    parser.add_argument("--grouping", choices=["fixed", "readiness"], default="fixed", help="of both (default fixed)")
     parser.add_argument("--peer-python", help="a Python that has codec-video-prep (default: one is made in the cache)")
     options = parser.parse_args(None if argv is None else list(argv))
     bit_cost_reader()
@@ -152,7 +163,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="ov2-bench-legacy-") as scratch:
         for path in options.clips or write_generated_clips(Path(scratch)):
             for budget in map(int, options.budgets.split(",")):
-                found.append(compare_clip(path, budget=budget, python=python, folder=Path(scratch) / "out"))
+                out, grouping = Path(scratch) / "out", options.grouping
+                found.append(compare_clip(path, budget=budget, python=python, folder=out, grouping=grouping))
                 print(found[-1].line(), flush=True)
     compared = [one for one in found if one.reason is None]
     print(f"{sum(one.identical for one in compared)} of {len(compared)} identical (codec-video-prep {note})")

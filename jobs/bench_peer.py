@@ -93,7 +93,7 @@ def _own_environment() -> Path:
     return python
 
 
-def peer_settings(*, images: int, num_frames: int, backend: str = "cv_reader_pixels") -> dict[str, Any]:
+def peer_settings(*, images: int, num_frames: int) -> dict[str, Any]:
     """Settings that yield this many canvases: fixed groups of 4, 32 sampled frames a group or what the clip has.
 
     Raises:
@@ -110,7 +110,7 @@ def peer_settings(*, images: int, num_frames: int, backend: str = "cv_reader_pix
         "group_size": group_frames,
         "images_per_group": IMAGES_PER_GROUP,
         "grouping_mode": "fixed",
-        "decode_backend": backend,
+        "decode_backend": "cv_reader_pixels",
         "max_pixels": 392 * 392,
         "patch": 14,
     }
@@ -126,18 +126,19 @@ def run_peer(
     warmups: Sequence[Path],
     warmup_frames: int,
     out: Path,
-    backend: str = "cv_reader_pixels",
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One measured call in a fresh process. Its output stands in `out`.
 
     Args:
         coded_size_px: (width, height) of the stream that we read; it always takes the first, which may be another.
+        settings: what `run_preinfer` is called with; None: `peer_settings`.
 
     Returns:
         The measurement, or {"error": why there is none}.
     """
     try:
-        settings = peer_settings(images=images, num_frames=num_frames, backend=backend)
+        settings = settings or peer_settings(images=images, num_frames=num_frames)
     except ValueError as error:
         return {"error": str(error)}
     shutil.rmtree(out, ignore_errors=True)

@@ -22,6 +22,7 @@ from ov2_core.filters.config import FilterConfig
 
 Mode = Literal["codec", "uniform", "still"]
 Policy = Literal["saliency", "evidence", "legacy"]
+LegacyGrouping = Literal["fixed", "readiness"]
 Normalisation = Literal["frame", "clip"]
 Subsampling = Literal["4:2:0", "4:4:4"]
 _Config = TypeVar("_Config")
@@ -163,6 +164,8 @@ class TokenizerConfig:
     """Codec mode: frames that no other frame needs are not decoded where what is left is at most this far apart. 0: decode all."""
     jpeg_quality: int = 95
     jpeg_subsampling: Subsampling = "4:2:0"
+    legacy_grouping: LegacyGrouping = "fixed"
+    """Policy "legacy": groups of equal length; or by what their blocks score, where the budget is the most that can come of it."""
     max_source_px: int = 8192 * 8192
     """Larger sources are refused before decoding."""
     timestamp_decimal: int = 1
@@ -173,6 +176,7 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, Mode)
         _one_of("policy", self.policy, Policy)
+        _one_of("legacy_grouping", self.legacy_grouping, LegacyGrouping)
         _one_of("jpeg_subsampling", self.jpeg_subsampling, Subsampling)
         for name in ("patch_px", "merge", "max_frames", "max_source_px"):
             if getattr(self, name) < 1:
@@ -188,6 +192,11 @@ class TokenizerConfig:
         if self.mode == "codec" and self.budget < self.groups.canvases_per_group:
             raise ValueError(
                 f"budget must be >= groups.canvases_per_group ({self.groups.canvases_per_group}) for mode codec, got {self.budget}"
+            )
+        if self.legacy_grouping == "readiness" and self.groups.canvases_per_group > 8:
+            raise ValueError(
+                f"groups.canvases_per_group must be <= 8 for legacy_grouping readiness, whose groups may have 8 frames, "
+                f"got {self.groups.canvases_per_group}"
             )
         if self.budget < 0:
             raise ValueError(f"budget must be > 0 (or 0 with mode uniform: by frames_by_seconds), got {self.budget}")

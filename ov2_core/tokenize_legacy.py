@@ -5,6 +5,7 @@ tool's own reader, pixels from our decoder, in one pass over each; besides the m
 """
 
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,20 @@ from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, Scaler, decode_frames
 from ov2_core.media.probe import VideoProbe
 from ov2_core.tokenizer.group import FramePick
-from ov2_core.tokenizer.legacy import GROUP_FRAMES, is_blank, sample_frames, score_blocks, select_legacy
+from ov2_core.tokenizer.legacy import (
+    GROUP_FRAMES,
+    MIN_READY_FRAMES,
+    is_blank,
+    readiness_groups,
+    sample_frames,
+    score_blocks,
+    select_legacy,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LegacyCanvases:
-    """N canvases of a clip, in groups of equal size."""
+    """N canvases of a clip, as many in each group."""
 
     images_NHW3: npt.NDArray[np.uint8]
     positions_NP3: npt.NDArray[np.int32]
@@ -43,8 +52,10 @@ def legacy_canvases(
     """
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
     scaler = layout.scaler(probe.rotation_degrees, config)
-    per_group = min(GROUP_FRAMES, probe.num_frames // groups)
-    sampled = sample_frames(probe.num_frames, groups * per_group, keyframe_numbers(source, probe))
+    ready = config.legacy_grouping == "readiness"
+    per_group = MIN_READY_FRAMES if ready else min(GROUP_FRAMES, probe.num_frames // groups)
+    count = min(groups * per_group, probe.num_frames)
+    sampled = sample_frames(probe.num_frames, count, keyframe_numbers(source, probe))
     scores = [
         score_blocks(
             np.rot90(bits, probe.rotation_degrees // 90),
@@ -55,28 +66,28 @@ def legacy_canvases(
         )
         for bits in read_bit_cost(source, probe, sampled)
     ]
-    score_GKB = np.reshape(scores, (groups, per_group, -1))
+    score_SB = np.stack(scores)
     canvases = config.groups.canvases_per_group
-    images, positions = layout.empty(groups * canvases, config)
+    budget = (canvases - 1) * layout.num_blocks
+    edges = list(range(0, count + 1, per_group))
+    if ready:
+        edges = readiness_groups(score_SB, budget=budget, canvases=canvases)
+    images, positions = layout.empty((len(edges) - 1) * canvases, config)
+    frames = decode_frames(source, probe, stats=stats, wanted=sampled[: edges[-1]].tolist())
     num_filled = 0
-    held: list[tuple[int, Any]] = []
-    count = 0
-    for index, frame in decode_frames(source, probe, stats=stats, wanted=sampled.tolist()):
-        if index != sampled[count]:
+    for group, (low, high) in enumerate(pairwise(edges)):
+        held: list[tuple[int, Any]] = []
+        for index, frame in islice(frames, high - low):
+            held.append((int(probe.timeline.ticks_T[index]), scaler.scaled(frame)))
+            if index != sampled[low + len(held) - 1]:
+                return None
+        if len(held) < high - low:
             return None
-        held.append((int(probe.timeline.ticks_T[index]), scaler.scaled(frame)))
-        count += 1
-        if len(held) == per_group:
-            group = count // per_group - 1
-            here = slice(group * canvases, (group + 1) * canvases)
-            picks, filled = _picks(score_GKB[group], held, scaler, budget=(canvases - 1) * layout.num_blocks)
-            pack_group(picks, scaler, layout, config, images[here], positions[here])
-            num_filled += filled
-            held = []
-    if count < len(sampled):
-        return None
-    starts = np.append(sampled[::per_group], probe.num_frames)
-    starts[0] = 0
+        here = slice(group * canvases, (group + 1) * canvases)
+        picks, filled = _picks(score_SB[low:high], held, scaler, budget=budget)
+        pack_group(picks, scaler, layout, config, images[here], positions[here])
+        num_filled += filled
+    starts = np.array([0, *sampled[edges[1:-1]].tolist(), probe.num_frames])
     return LegacyCanvases(images_NHW3=images, positions_NP3=positions, starts=starts, num_filled=num_filled)
 
 

@@ -270,7 +270,7 @@ def _tokenize_legacy(
     clock.lap("decode")
     if made is None:
         return _decodable(source, probe)
-    canvases = np.full(groups, config.groups.canvases_per_group)
+    canvases = np.full(len(made.starts) - 1, config.groups.canvases_per_group)
     result = _result(probe, config, made.images_NHW3, made.positions_NP3, _groups(probe, made.starts, canvases, config))
     return replace(result, flags=(f"filled_blocks:{made.num_filled}",) if made.num_filled else ())
 

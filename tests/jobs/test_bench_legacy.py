@@ -56,6 +56,9 @@ def test_the_recipe_shows_what_the_tool_shows(tmp_path, name, codec, camera):
         found = bench.compare_clip(path, budget=budget, python=python, folder=tmp_path / "out")
         assert found.identical, found.line()
         assert found.num_places == budget * 36 * 20
+    found = bench.compare_clip(path, budget=48, python=python, folder=tmp_path / "out", grouping="readiness")
+    assert found.identical, found.line()
+    assert 4 <= found.canvases <= 48
 
 
 @pytest.mark.slow

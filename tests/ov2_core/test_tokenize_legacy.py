@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ov2_core.media.bit_cost as bit_cost
-from ov2_core.config import StreamConfig, recipe
+from ov2_core.config import StreamConfig, recipe, with_overrides
 from ov2_core.errors import BadItemError
 from ov2_core.evals.clips import read_canary, write_canary_clip, write_clip
 from ov2_core.evals.odd_clips import write_odd_clip
@@ -69,6 +69,22 @@ def test_every_block_is_where_its_position_says(tmp_path, reader, rotation):
     assert sum(g.num_frames for g in video.groups) == 80
     predicted = predict(probe_video(str(path)).record(), recipe("authors-legacy-8").tokenizer)
     assert predicted.tokens == video.num_tokens
+
+
+def test_groups_by_readiness_stay_within_the_budget(tmp_path, reader):
+    path = tmp_path / "canary.mp4"
+    write_canary_clip(path, video_id=7, num_frames=150, columns=4, rows=4)
+    reader.size = coded_size(path)
+    config = with_overrides(recipe("authors-legacy-64"), {"legacy_grouping": "readiness"}).tokenizer
+    video = tokenize_video(str(path), config)
+    assert len({g.num_frames for g in video.groups}) > 1
+    assert len(video.images_NHW3) == 4 * len(video.groups) <= 64
+    assert sum(g.num_frames for g in video.groups) == 150
+    for group in video.groups:
+        times = video.positions_NP3[group.first_image : group.first_image + 4, :, 0]
+        assert group.t_start <= times.min() <= times.max() < group.t_end
+    for image, positions in zip(video.images_NHW3, video.positions_NP3, strict=True):
+        assert read_canary(image[:28, :28]).frame == positions[0, 0]
 
 
 def test_padding_is_filled_with_blank_frames_and_counted(tmp_path, reader):

@@ -1,12 +1,13 @@
 """The kernels of policy "legacy": against naive references, and against what codec-video-prep itself gave (tests/assets/golden)."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ov2_core.tokenizer.frames import round_size
-from ov2_core.tokenizer.legacy import is_blank, sample_frames, score_blocks, select_legacy
+from ov2_core.tokenizer.legacy import is_blank, readiness_groups, sample_frames, score_blocks, select_legacy
 
 GOLDEN = Path(__file__).parents[2] / "assets" / "golden" / "codec_video_prep.npz"
 
@@ -131,6 +132,43 @@ def test_selection_takes_the_best_blocks_of_frames_that_are_not_blank():
         select_legacy(np.zeros((3, 2), np.float32), np.zeros(3, bool), budget=6)
 
 
+def naive_readiness(score, budget, canvases):
+    """By sorting all blocks of every prospective group."""
+
+    def judge(group):
+        ranked = sorted(((s, t) for t, row in enumerate(group) if t for s in row), reverse=True)[:budget]
+        edges = [int(1 + i * (len(group) - 1) / 3) for i in range(4)]
+        thirds = {sum(t >= edge for edge in edges) for _, t in ranked}
+        return sum(s for s, _ in ranked), len(thirds)
+
+    chunks = [score[i : i + 32] for i in range(0, len(score), 32)]
+    threshold = np.mean([judge(c)[0] for c in chunks if len(c) >= 4])
+    edges = [0]
+    while len(score) - edges[-1] >= 8:
+        ends = range(edges[-1] + 8, min(len(score), edges[-1] + 64) + 1)
+        judged = [(end, *judge(score[edges[-1] : end])) for end in ends]
+        ready = [end for end, total, thirds in judged if total >= threshold and thirds >= min(3, canvases - 1)]
+        settled = [
+            end for (_, before, _), (end, total, _) in pairwise(judged) if end in ready and total < before * 1.05
+        ]
+        edges.append((settled[:1] or ready[-1:] or [ends[-1]])[0])
+    return edges
+
+
+def test_readiness_agrees_with_a_naive_search():
+    rng = np.random.default_rng(2)
+    lengths = set()
+    for _ in range(60):
+        samples, blocks, canvases = int(rng.integers(8, 150)), int(rng.integers(1, 5)), int(rng.integers(2, 5))
+        activity = rng.choice([1, 20, 300], samples).astype(float) if rng.random() < 0.7 else np.arange(samples) + 1.0
+        score = (rng.random((samples, blocks)) * activity[:, None]).astype(np.float32)
+        found = readiness_groups(score, budget=(canvases - 1) * blocks, canvases=canvases)
+        assert found == naive_readiness(score.astype(float).tolist(), (canvases - 1) * blocks, canvases)
+        lengths.update(np.diff(found).tolist())
+    assert len(lengths) > 10
+    assert readiness_groups(np.ones((5, 2), np.float32), budget=6, canvases=4) == [0, 5]
+
+
 @pytest.mark.parametrize("clip", ["h264", "hevc", "vp9"])
 def test_places_are_those_that_the_tool_gave(clip):
     with np.load(GOLDEN) as file:
@@ -139,6 +177,8 @@ def test_places_are_those_that_the_tool_gave(clip):
     assert sample_frames(int(golden["num_frames"]), len(ids), golden["keyframes"].tolist()).tolist() == ids.tolist()
     rows, columns = (golden["size_hw"] // 28).tolist()
     score = [score_blocks(map_HW, rows=rows, columns=columns, patch_px=14, merge=2) for map_HW in bits]
+    groups = readiness_groups(np.stack(score), budget=3 * rows * columns, canvases=4)
+    assert groups == golden["readiness_groups"].tolist()
     score = np.reshape(score, (2, 32, -1))  # 2 groups of 4 canvases
     expected = golden["src_patch_position"].reshape(8, rows, 2, columns, 2, 3)[:, :, 0, :, 0].reshape(2, -1, 3)
     tied = False
