@@ -126,17 +126,19 @@ def run_peer(
     warmups: Sequence[Path],
     warmup_frames: int,
     out: Path,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One measured call in a fresh process. Its output stands in `out`.
 
     Args:
         coded_size_px: (width, height) of the stream that we read; it always takes the first, which may be another.
+        settings: what `run_preinfer` is called with; None: `peer_settings`.
 
     Returns:
         The measurement, or {"error": why there is none}.
     """
     try:
-        settings = peer_settings(images=images, num_frames=num_frames)
+        settings = settings or peer_settings(images=images, num_frames=num_frames)
     except ValueError as error:
         return {"error": str(error)}
     shutil.rmtree(out, ignore_errors=True)

@@ -62,7 +62,7 @@ app.add_typer(bench_app, name="bench")
 
 Manifest = Annotated[str, typer.Option(help="JSONL (.gz), CSV or Parquet; a path or an fsspec URL.")]
 Out = Annotated[str, typer.Option(help="RUN: the folder that holds the run; a path or an fsspec URL.")]
-Recipe = Annotated[str, typer.Option(help="codec-N, evidence-N, uniform-N, uniform-auto or stills.")]
+Recipe = Annotated[str, typer.Option(help="codec-N, evidence-N, uniform-N, uniform-auto, stills or authors-legacy-N.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a config field: key=value, e.g. jpeg_quality=90. Repeatable."),
@@ -283,6 +283,17 @@ def bench_tokenizer(context: typer.Context) -> None:
     """CPU, wall and memory per clip and policy, held against plain decoding and the peer. --help tells its options."""
     with _errors():
         from jobs.bench_tokenizer import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
+@bench_app.command(
+    "legacy", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_legacy(context: typer.Context) -> None:
+    """Whether the recipe authors-legacy shows the same places as codec-video-prep, clip by clip. --help tells its options."""
+    with _errors():
+        from jobs.bench_legacy import main as bench_main
 
         raise typer.Exit(bench_main(list(context.args)) or 0)
 

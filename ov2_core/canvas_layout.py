@@ -16,7 +16,7 @@ from ov2_core.media.decode import LumaReader, Scaler
 from ov2_core.signals.cells import CellGrid
 from ov2_core.signals.frame import SignalExtractor
 from ov2_core.tokenizer.canvas import block_positions, copy_blocks, frame_positions
-from ov2_core.tokenizer.frames import fit_size
+from ov2_core.tokenizer.frames import fit_size, round_size
 from ov2_core.tokenizer.group import FramePick
 
 
@@ -32,7 +32,8 @@ class CanvasLayout:
     @classmethod
     def fit(cls, width_px: int, height_px: int, config: TokenizerConfig) -> "CanvasLayout":
         """For a source that is shown at width_px x height_px."""
-        width, height = fit_size(width_px, height_px, area_px=config.area_px, multiple_px=config.block_px)
+        fit = round_size if config.policy == "legacy" else fit_size
+        width, height = fit(width_px, height_px, area_px=config.area_px, multiple_px=config.block_px)
         return cls(width, height, height // config.block_px, width // config.block_px)
 
     @property

@@ -1,8 +1,9 @@
 """What a tokenization is asked to do: frozen dataclasses, validated when made, and the named recipes.
 
 A recipe name ends in its budget: codec-384 (published method, policy saliency), evidence-384 (hold-DP), uniform-32,
-uniform-auto (8, 16 or the maximum by length), stills. `with_overrides(config, {"policy": "evidence"})` is what the command
-line's `--set key=value` calls; the digest of the resolved config identifies the run.
+uniform-auto (8, 16 or the maximum by length), stills, authors-legacy-32 (places as codec-video-prep chooses them).
+`with_overrides(config, {"policy": "evidence"})` is what the command line's `--set key=value` calls; the digest of the resolved
+config identifies the run.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from typing import Any, Literal, TypeVar, cast
 from ov2_core.filters.config import FilterConfig
 
 Mode = Literal["codec", "uniform", "still"]
-Policy = Literal["saliency", "evidence"]
+Policy = Literal["saliency", "evidence", "legacy"]
+LegacyGrouping = Literal["fixed", "readiness"]
 Normalisation = Literal["frame", "clip"]
 Subsampling = Literal["4:2:0", "4:4:4"]
 _Config = TypeVar("_Config")
@@ -162,6 +164,8 @@ class TokenizerConfig:
     """Codec mode: frames that no other frame needs are not decoded where what is left is at most this far apart. 0: decode all."""
     jpeg_quality: int = 95
     jpeg_subsampling: Subsampling = "4:2:0"
+    legacy_grouping: LegacyGrouping = "fixed"
+    """Policy "legacy": groups of equal length; or by what their blocks score, where the budget is the most that can come of it."""
     max_source_px: int = 8192 * 8192
     """Larger sources are refused before decoding."""
     timestamp_decimal: int = 1
@@ -172,6 +176,7 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, Mode)
         _one_of("policy", self.policy, Policy)
+        _one_of("legacy_grouping", self.legacy_grouping, LegacyGrouping)
         _one_of("jpeg_subsampling", self.jpeg_subsampling, Subsampling)
         for name in ("patch_px", "merge", "max_frames", "max_source_px"):
             if getattr(self, name) < 1:
@@ -187,6 +192,11 @@ class TokenizerConfig:
         if self.mode == "codec" and self.budget < self.groups.canvases_per_group:
             raise ValueError(
                 f"budget must be >= groups.canvases_per_group ({self.groups.canvases_per_group}) for mode codec, got {self.budget}"
+            )
+        if self.legacy_grouping == "readiness" and self.groups.canvases_per_group > 8:
+            raise ValueError(
+                f"groups.canvases_per_group must be <= 8 for legacy_grouping readiness, whose groups may have 8 frames, "
+                f"got {self.groups.canvases_per_group}"
             )
         if self.budget < 0:
             raise ValueError(f"budget must be > 0 (or 0 with mode uniform: by frames_by_seconds), got {self.budget}")
@@ -310,7 +320,7 @@ def _one_of(name: str, value: str, kind: Any) -> None:
 
 
 def recipe(name: str) -> RunConfig:
-    """The whole config of a named recipe: codec-N, evidence-N, uniform-N, uniform-auto or stills.
+    """The whole config of a named recipe: codec-N, evidence-N, uniform-N, uniform-auto, stills or authors-legacy-N.
 
     Raises:
         ValueError: the name is none of these, or the budget cannot be met.
@@ -319,16 +329,17 @@ def recipe(name: str) -> RunConfig:
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="still"))
     if name == "uniform-auto":
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=0))
-    match = re.fullmatch(r"(codec|evidence|uniform)-([1-9]\d{0,5})", name)
+    match = re.fullmatch(r"(codec|evidence|uniform|authors-legacy)-([1-9]\d{0,5})", name)
     if match is None:
         raise ValueError(
-            f"unknown recipe {name!r}; expected codec-N, evidence-N, uniform-N, uniform-auto or stills (N >= 1)"
+            f"unknown recipe {name!r}; expected codec-N, evidence-N, uniform-N, uniform-auto, stills or "
+            "authors-legacy-N (N >= 1)"
         )
     kind, budget = match[1], int(match[2])
     if kind == "uniform":
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=budget))
-    policy: Policy = "saliency" if kind == "codec" else "evidence"
-    return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="codec", policy=policy, budget=budget))
+    policies: dict[str, Policy] = {"codec": "saliency", "evidence": "evidence", "authors-legacy": "legacy"}
+    return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="codec", policy=policies[kind], budget=budget))
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig:

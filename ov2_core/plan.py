@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from ov2_core.config import TokenizerConfig
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, PLAN_ROWS
+from ov2_core.tokenizer.frames import round_size
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 from schemas.video import ProbeRecord
 
@@ -62,6 +63,9 @@ def predict(probe: ProbeRecord, config: TokenizerConfig) -> Prediction:
     still = probe.media == "image"
     area_px = config.still_area_px if still else config.area_px
     width_blocks, height_blocks = size_in_blocks(probe.width_px, probe.height_px, area_px, config.block_px)
+    if config.policy == "legacy" and not still:
+        size = round_size(probe.width_px, probe.height_px, area_px=area_px, multiple_px=config.block_px)
+        width_blocks, height_blocks = size[0] // config.block_px, size[1] // config.block_px
     num_images = 1 if still else predict_images(probe, config)
     blocks = width_blocks * height_blocks
     image_px = blocks * config.block_px**2

@@ -11,13 +11,13 @@ new clock it goes on one frame after the last frame. Where the source ends, what
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ov2_core.canvas_layout import CanvasLayout, pack_group
-from ov2_core.config import StreamConfig, TokenizerConfig
+from ov2_core.config import Policy, StreamConfig, TokenizerConfig
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, frames_collected, motion_vectors
@@ -61,7 +61,7 @@ class StreamGroup:
     source_height_px: int
     patch_px: int
     merge: int
-    policy: Literal["saliency", "evidence"]
+    policy: Policy
 
     @property
     def num_tokens(self) -> int:
@@ -121,6 +121,8 @@ def tokenize_stream(
         raise ValueError(
             f'a stream is tokenized in mode "codec", got mode {config.mode!r}; use a recipe codec-N or evidence-N'
         )
+    if config.policy == "legacy":
+        raise ValueError('policy "legacy" samples a whole clip, a stream has no end; use policy saliency or evidence')
     if config.groups.max_canvases_per_group > config.groups.canvases_per_group:
         raise ValueError(
             f"groups.max_canvases_per_group is for whole clips, got {config.groups.max_canvases_per_group}: all groups of a stream "

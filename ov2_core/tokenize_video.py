@@ -19,12 +19,14 @@ import numpy.typing as npt
 from ov2_core.canvas_layout import CanvasLayout, pack_group
 from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
+from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, decode_frames, frames_collected, motion_vectors
 from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, require_uniform
 from ov2_core.media.image import load_image
 from ov2_core.media.probe import VideoProbe, probe_video, restrict
 from ov2_core.signals.frame import BlockSignals
+from ov2_core.tokenize_legacy import legacy_canvases
 from ov2_core.tokenized import Group, TokenizedVideo
 from ov2_core.tokenizer.canvas import frame_positions
 from ov2_core.tokenizer.frames import (
@@ -60,6 +62,8 @@ def tokenize_video(
     """
     if config.mode == "still":
         raise ValueError('mode "still" tokenizes images; use tokenize_image')
+    if config.policy == "legacy":
+        bit_cost_reader()  # before anything is opened
     clock = _Clock()
     probe = probe_video(
         source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=config.max_source_px
@@ -91,7 +95,7 @@ def tokenize_video(
         flags.add("corrupt_frames")
     if probe.timeline.variable_rate:
         flags.add("variable_rate")
-    return replace(result, flags=tuple(sorted(flags)), timings_seconds=clock.seconds)
+    return replace(result, flags=tuple(sorted(flags | set(result.flags))), timings_seconds=clock.seconds)
 
 
 def tokenize_frames(
@@ -190,6 +194,8 @@ def _tokenize_codec(
     if groups == 0:  # too short for one group: each frame is a canvas of its own
         every = np.arange(min(probe.num_frames, config.budget))
         return _tokenize_whole_frames(source, probe, every, config, stats, clock)
+    if config.policy == "legacy":
+        return _tokenize_legacy(source, probe, config, stats, clock, groups=groups)
     starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
     starts, canvases = join(starts, probe.frame_bytes_T, probe.keyframe_T, config.groups)
     firsts = np.concatenate([[0], np.cumsum(canvases)])
@@ -233,10 +239,18 @@ def _tokenize_codec(
                 open_group = _open_group(layout, probe, config, ends, canvases, group)
     if count < len(shown):
         return np.arange(count) if whole else None
+    return _result(probe, config, images, positions, _groups(probe, starts, canvases, config))
+
+
+def _groups(
+    probe: VideoProbe, starts: npt.NDArray[np.int64], canvases: npt.NDArray[np.int64], config: TokenizerConfig
+) -> tuple[Group, ...]:
+    """Groups of canvases: [G + 1] first frame of each and the end, [G] canvases of each."""
     cost = bit_cost(probe.frame_bytes_T, probe.keyframe_T, window_frames=config.groups.median_window_frames)
     share = np.add.reduceat(cost, starts[:-1]) / max(cost.sum(), 1.0)
     ticks = [*probe.timeline.ticks_T.tolist(), _end_tick(probe)]
-    made = tuple(
+    firsts = np.concatenate([[0], np.cumsum(canvases)])
+    return tuple(
         Group(
             first_image=int(firsts[g]),
             num_images=int(canvases[g]),
@@ -247,7 +261,18 @@ def _tokenize_codec(
         )
         for g in range(len(canvases))
     )
-    return _result(probe, config, images, positions, made)
+
+
+def _tokenize_legacy(
+    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock, *, groups: int
+) -> _Outcome:
+    made = legacy_canvases(source, probe, config, stats, groups=groups)
+    clock.lap("decode")
+    if made is None:
+        return _decodable(source, probe)
+    canvases = np.full(len(made.starts) - 1, config.groups.canvases_per_group)
+    result = _result(probe, config, made.images_NHW3, made.positions_NP3, _groups(probe, made.starts, canvases, config))
+    return replace(result, flags=(f"filled_blocks:{made.num_filled}",) if made.num_filled else ())
 
 
 def _open_group(
@@ -337,9 +362,13 @@ def _tokenize_whole_frames(
         got.append(index)
     clock.lap("decode")
     if got != chosen.tolist():
-        every = DecodeStats()
-        return np.array([i for i, _ in decode_frames(source, probe, stats=every)], np.int64)
+        return _decodable(source, probe)
     return _result(probe, config, images, positions, _windows(probe, chosen, config))
+
+
+def _decodable(source: Source, probe: VideoProbe) -> npt.NDArray[np.int64]:
+    """Indices of the frames that decode."""
+    return np.array([i for i, _ in decode_frames(source, probe, stats=DecodeStats())], np.int64)
 
 
 def _windows(probe: VideoProbe, chosen: npt.NDArray[np.int64], config: TokenizerConfig) -> tuple[Group, ...]:

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.config import Policy
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
@@ -34,7 +36,7 @@ class TokenizedVideo:
     """Seconds = t / fps; None for a still."""
     groups: tuple[Group, ...]
     mode: Literal["codec", "uniform", "still"]
-    policy: Literal["saliency", "evidence"] | None
+    policy: Policy | None
     patch_px: int
     merge: int
     first_shown_seconds: float

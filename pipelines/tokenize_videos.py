@@ -22,6 +22,7 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.manifest import absolute_uri, manifest_digest
 from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample, quarantine_planned
+from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.plan import group_by_shard, load_plan
 from ov2_core.rounds import Rounds, list_rounds, load_rounds
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
@@ -87,6 +88,7 @@ def tokenize_videos(
         RunStoppedError: no item is to blame, e.g. workers cannot be started or a shard cannot be written.
     """
     began = time.monotonic()
+    _require_reader(config)
     digest = manifest_digest(manifest_uri)
     here = make_run_record(config, manifest_uri=absolute_uri(manifest_uri), manifest_digest=digest)
     there = load_run_record(store)
@@ -213,6 +215,12 @@ class ShardWritten:
     lost_keys: list[str]
 
 
+def _require_reader(config: RunConfig) -> None:
+    """Before any row is opened: a worker without the reader would quarantine them all."""
+    if config.tokenizer.policy == "legacy":
+        bit_cost_reader()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob:
     """Makes samples and writes shards in workers; see runtime.Job."""
@@ -225,6 +233,7 @@ class TokenizeJob:
 
     def warm_up(self) -> None:
         """The imports were enough; compiled kernels come from numba's cache or with the first video."""
+        _require_reader(self.config)
 
     def run(self, payload: PlannedRow | WriteTask) -> tuple[SampleOutcome | ShardWritten, list[Member] | None]:
         """One video, or one shard."""

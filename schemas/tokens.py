@@ -62,7 +62,7 @@ class SampleRecord(Record):
 
     media: Literal["video", "image"]
     mode: Literal["codec", "uniform", "still"]
-    policy: Literal["saliency", "evidence"] | None
+    policy: Literal["saliency", "evidence", "legacy"] | None
     image_width_px: int = Field(gt=0)
     image_height_px: int = Field(gt=0)
     patch_px: int = Field(gt=0)

@@ -11,6 +11,8 @@ from ov2_core.config import TokenizerConfig
 FRAMES_PER_WINDOW = 4
 """Readers attend over windows of this many frames."""
 TIME_EPSILON_SECONDS = 1e-6
+MIN_AREA_PX = 56 * 56
+"""Of a frame sized by `round_size`."""
 
 
 def fit_size(width_px: int, height_px: int, *, area_px: int, multiple_px: int) -> tuple[int, int]:
@@ -26,6 +28,23 @@ def fit_size(width_px: int, height_px: int, *, area_px: int, multiple_px: int) -
     if width * height > area_px:  # an extreme aspect ratio whose short side was lifted to one multiple
         width, height = min(width, limit), min(height, limit)
     return width, height
+
+
+def round_size(width_px: int, height_px: int, *, area_px: int, multiple_px: int) -> tuple[int, int]:
+    """(width, height) by codec-video-prep's rule: each side is rounded to the grid, and floored only where the source exceeds
+    the area. So a source just below the area may become larger than it; one below 56 x 56 px is enlarged.
+    """
+    area = width_px * height_px
+    sides = []
+    for side in (width_px, height_px):
+        if area > area_px:
+            blocks = math.floor(side / math.sqrt(area / area_px) / multiple_px)
+        elif area < MIN_AREA_PX:
+            blocks = math.ceil(side * math.sqrt(MIN_AREA_PX / area) / multiple_px)
+        else:
+            blocks = round(side / multiple_px)
+        sides.append(max(1, blocks) * multiple_px)
+    return sides[0], sides[1]
 
 
 def num_uniform_frames(num_frames: int, duration_seconds: float, config: TokenizerConfig) -> int:

@@ -20,6 +20,7 @@ from ov2_core.config import (
         ("codec-384", "codec", "saliency", 384),
         ("evidence-16", "codec", "evidence", 16),
         ("uniform-1", "uniform", "saliency", 1),
+        ("authors-legacy-12", "codec", "legacy", 12),
     ],
 )
 def test_recipe_names_mode_policy_and_budget(name, mode, policy, budget):
