@@ -1,6 +1,6 @@
 """One measurement of the tokenizer benchmark, alone in a fresh process: `python -m jobs.bench_measure SPEC.json RESULT.json`.
 
-Enters: what to run (decode, saliency, evidence, uniform), a video, a budget, warm-up videos. Leaves: CPU and wall seconds
+Enters: what to run (decode, or a kind of RECIPES), a video, a budget, warm-up videos. Leaves: CPU and wall seconds
 and peak memory of the call alone: the clock starts after imports and after a call on the warm-up video, so interpreter
 start, imports and numba's compilation are out; the peak is that of the process from that moment on (Linux).
 """
@@ -21,13 +21,19 @@ from PIL import Image
 
 from ov2_core.config import TokenizerConfig, recipe, with_overrides
 
-RECIPES = {"saliency": "codec", "evidence": "evidence", "uniform": "uniform"}
-"""Kinds that tokenize, and their recipes."""
+RECIPES = {
+    "saliency": "codec-{}",
+    "evidence": "evidence-{}",
+    "saliency fast": "codec-{}-fast",
+    "evidence fast": "evidence-{}-fast",
+    "uniform": "uniform-{}",
+}
+"""Kinds that tokenize, and their recipes at a budget."""
 
 
 def config_of(kind: str, budget: int, overrides: Mapping[str, str] | None = None) -> TokenizerConfig:
     """The tokenizer config of a kind at a budget, `overrides` as after --set."""
-    return with_overrides(recipe(f"{RECIPES[kind]}-{budget}"), dict(overrides or {})).tokenizer
+    return with_overrides(recipe(RECIPES[kind].format(budget)), dict(overrides or {})).tokenizer
 
 
 def encode_jpegs(images_NHW3: npt.NDArray[np.uint8], *, quality: int = 95, subsampling: str = "4:2:0") -> list[bytes]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from jobs.bench_measure import config_of, encode_jpegs
+from jobs.bench_measure import RECIPES, config_of, encode_jpegs
 from ov2_core.evals.clips import ClipTruth
 from ov2_core.evals.evidence import (
     BlockEvidence,
@@ -30,6 +30,7 @@ from ov2_core.media.probe import VideoProbe, probe_video
 from ov2_core.tokenize_video import tokenize_video
 from ov2_core.tokenized import TokenizedVideo
 
+JPEG_KINDS = ("saliency", "evidence", "uniform")
 JPEG_SETTINGS = ((75, "4:2:0"), (85, "4:2:0"), (90, "4:2:0"), (95, "4:2:0"), (95, "4:4:4"))
 
 
@@ -43,8 +44,8 @@ def source_frames(
 
 
 def tokenize_all(path: Path, budget: int) -> dict[str, TokenizedVideo]:
-    """Both policies, and uniform frames at the same number of images."""
-    videos = {kind: tokenize_video(str(path), config_of(kind, budget)) for kind in ("saliency", "evidence")}
+    """All kinds; uniform frames at the same number of images."""
+    videos = {kind: tokenize_video(str(path), config_of(kind, budget)) for kind in RECIPES if kind != "uniform"}
     videos["uniform"] = tokenize_video(str(path), config_of("uniform", len(videos["saliency"].images_NHW3)))
     return videos
 
@@ -68,7 +69,7 @@ def score_clip(
         videos = tokenize_all(path, budget)
         chosen |= {(budget, kind): evidence_of(video) for kind, video in videos.items()}
         if budget == max(budgets):
-            jpeg_rows = [row for kind, video in videos.items() for row in jpeg_cost(kind, video)]
+            jpeg_rows = [row for kind in JPEG_KINDS for row in jpeg_cost(kind, videos[kind])]
     for budget, folder in peer_folders.items():
         delivered = read_codec_video_prep(folder, ticks_T=probe.timeline.ticks_T)
         size = {"width_px": delivered.num_columns * 28, "height_px": delivered.num_rows * 28}

@@ -16,7 +16,7 @@ from rich.table import Table
 BEGIN, END = "<!-- bench tokenizer: begin -->", "<!-- bench tokenizer: end -->"
 EQUAL_TOKENS = 0.02
 """Largest relative difference in tokens at which two selections are compared in the summary."""
-POLICIES = ("uniform", "saliency", "evidence", "peer", "peer as delivered")
+POLICIES = ("uniform", "saliency", "evidence", "saliency fast", "evidence fast", "peer", "peer as delivered")
 COST_KINDS = POLICIES[:-1]
 
 

@@ -62,7 +62,10 @@ app.add_typer(bench_app, name="bench")
 
 Manifest = Annotated[str, typer.Option(help="JSONL (.gz), CSV or Parquet; a path or an fsspec URL.")]
 Out = Annotated[str, typer.Option(help="RUN: the folder that holds the run; a path or an fsspec URL.")]
-Recipe = Annotated[str, typer.Option(help="codec-N, evidence-N, uniform-N, uniform-auto, stills or authors-legacy-N.")]
+Recipe = Annotated[
+    str,
+    typer.Option(help="codec-N, evidence-N (also with -fast), uniform-N, uniform-auto, stills or authors-legacy-N."),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a config field: key=value, e.g. jpeg_quality=90. Repeatable."),

@@ -1,7 +1,8 @@
 """What a tokenization is asked to do: frozen dataclasses, validated when made, and the named recipes.
 
-A recipe name ends in its budget: codec-384 (published method, policy saliency), evidence-384 (hold-DP), uniform-32,
-uniform-auto (8, 16 or the maximum by length), stills, authors-legacy-32 (places as codec-video-prep chooses them).
+A recipe name ends in its budget: codec-384 (published method, policy saliency), evidence-384 (hold-DP), uniform-32; codec-384-fast
+and evidence-384-fast cost less and tell a little less; then uniform-auto (8, 16 or the maximum by length), stills, and
+authors-legacy-32 (places as codec-video-prep chooses them).
 `with_overrides(config, {"policy": "evidence"})` is what the command line's `--set key=value` calls; the digest of the resolved
 config identifies the run.
 """
@@ -162,6 +163,11 @@ class TokenizerConfig:
     """How long a clip must be for that; the samples of shorter ones stay at equal steps."""
     max_step_seconds: float = 0.1
     """Codec mode: frames that no other frame needs are not decoded where what is left is at most this far apart. 0: decode all."""
+    codec_vectors: bool = True
+    """Policy "saliency": motion comes from the codec's vectors where it gives any. False: always from block matching."""
+    loop_filter: bool = True
+    """Codec mode: False decodes H.264 and HEVC without their loop filters. That saves time, and pixels drift a little from what the
+    encoder meant until the next keyframe."""
     jpeg_quality: int = 95
     jpeg_subsampling: Subsampling = "4:2:0"
     legacy_grouping: LegacyGrouping = "fixed"
@@ -233,7 +239,7 @@ class TokenizerConfig:
     @property
     def reads_vectors(self) -> bool:
         """Whether motion comes from the codec where it gives any: the published method. "evidence" always matches blocks."""
-        return self.policy == "saliency"
+        return self.policy == "saliency" and self.codec_vectors
 
     def most_candidates(self, num_canvases: int) -> int:
         """Most frames of a group of so many canvases that blocks are chosen from, its first included."""
@@ -319,8 +325,13 @@ def _one_of(name: str, value: str, kind: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(typing.get_args(kind))}, got {value!r}")
 
 
+FAST: dict[str, Any] = {"max_step_seconds": 0.134, "codec_vectors": False, "loop_filter": False}
+"""What the recipes named -fast set: every fourth frame of 30 a second, every third of 25 is looked at (docs/tokenizer.md)."""
+
+
 def recipe(name: str) -> RunConfig:
-    """The whole config of a named recipe: codec-N, evidence-N, uniform-N, uniform-auto, stills or authors-legacy-N.
+    """The whole config of a named recipe: codec-N, evidence-N (either also with -fast), uniform-N, uniform-auto, stills or
+    authors-legacy-N.
 
     Raises:
         ValueError: the name is none of these, or the budget cannot be met.
@@ -329,17 +340,17 @@ def recipe(name: str) -> RunConfig:
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="still"))
     if name == "uniform-auto":
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=0))
-    match = re.fullmatch(r"(codec|evidence|uniform|authors-legacy)-([1-9]\d{0,5})", name)
-    if match is None:
+    match = re.fullmatch(r"(codec|evidence|uniform|authors-legacy)-([1-9]\d{0,5})(-fast)?", name)
+    if match is None or (match[3] and match[1] in ("uniform", "authors-legacy")):
         raise ValueError(
-            f"unknown recipe {name!r}; expected codec-N, evidence-N, uniform-N, uniform-auto, stills or "
-            "authors-legacy-N (N >= 1)"
+            f"unknown recipe {name!r}; expected codec-N, evidence-N, codec-N-fast, evidence-N-fast, uniform-N, uniform-auto, "
+            "stills or authors-legacy-N (N >= 1)"
         )
-    kind, budget = match[1], int(match[2])
+    kind, budget, fast = match[1], int(match[2]), FAST if match[3] else {}
     if kind == "uniform":
         return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="uniform", budget=budget))
     policies: dict[str, Policy] = {"codec": "saliency", "evidence": "evidence", "authors-legacy": "legacy"}
-    return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="codec", policy=policies[kind], budget=budget))
+    return RunConfig(recipe=name, tokenizer=TokenizerConfig(mode="codec", policy=policies[kind], budget=budget, **fast))
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, str]) -> RunConfig:

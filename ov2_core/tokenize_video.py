@@ -314,7 +314,13 @@ def _signalled_frames(
     cells = layout.cells(probe.rotation_degrees)
     with frames_collected() as collect:
         frames = decode_frames(
-            source, probe, stats=stats, wanted=shown.tolist(), seek=False, export_vectors=config.reads_vectors
+            source,
+            probe,
+            stats=stats,
+            wanted=shown.tolist(),
+            seek=False,
+            export_vectors=config.reads_vectors,
+            loop_filter=config.loop_filter,
         )
         previous = -1
         for index, frame in frames:

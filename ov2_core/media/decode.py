@@ -102,8 +102,7 @@ class Scaler:
         shape = (3, -1, width) if self._format == "yuv444p" else (-1, width)
         frame = av.VideoFrame.from_ndarray(packed.reshape(shape), format=self._format)
         frame.colorspace, frame.color_range = like.colorspace, like.color_range
-        array: npt.NDArray[np.uint8] = self._planes_to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        return array
+        return np.asarray(self._planes_to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray(), np.uint8)
 
     def upright(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Turn an [H, W, ...] array of the decoded frame upright."""
@@ -140,6 +139,7 @@ def decode_frames(
     wanted: Sequence[int] | None = None,
     seek: bool = True,
     export_vectors: bool = False,
+    loop_filter: bool = True,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index in the probe, av.VideoFrame), indices strictly ascending.
 
@@ -149,6 +149,7 @@ def decode_frames(
         wanted: ascending indices; only these are yielded. None: every frame.
         seek: jump over stretches without a wanted frame where keyframes allow it.
         export_vectors: export motion vectors as side data (H.264, MPEG-4 and older; other codecs give none).
+        loop_filter: False leaves the loop filters of H.264 and HEVC out, without `seek`.
     """
     if wanted is not None and probe.pts_T is not None and seek:
         done = -1
@@ -163,7 +164,7 @@ def decode_frames(
     last_index = probe.num_frames - 1 if wanted is None else max(wanted, default=-1)
     seeks = probe.pts_T is not None and probe.num_skipped > 0 and _lands_before(source, int(probe.pts_T[0]))
     with open_video(source, stage="tokenize") as (container, stream):
-        configure(stream, export_vectors=export_vectors)
+        configure(stream, export_vectors=export_vectors, loop_filter=loop_filter)
         if seeks:
             assert probe.pts_T is not None
             container.seek(int(probe.pts_T[0]), stream=stream, backward=True)
@@ -234,7 +235,7 @@ def _needed(packets: Iterator[Any], probe: VideoProbe, wanted: Sequence[int] | N
     return (packet for packet in packets if packet.pts not in stamps)
 
 
-def configure(stream: Any, *, export_vectors: bool) -> None:
+def configure(stream: Any, *, export_vectors: bool, loop_filter: bool = True) -> None:
     """One thread, and motion vectors as side data where they are wanted. Before the first packet is decoded."""
     stream.codec_context.thread_count = 1
     stream.codec_context.thread_type = "NONE"
@@ -243,6 +244,7 @@ def configure(stream: Any, *, export_vectors: bool) -> None:
         stream,
         max(MAX_SOURCE_PX, context.width * context.height),  # the probe has let that size pass
         **({"flags2": "+export_mvs"} if export_vectors else {}),
+        **({} if loop_filter else {"skip_loop_filter": "all"}),
     )
 
 

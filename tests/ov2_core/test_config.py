@@ -1,5 +1,7 @@
 """Recipes and overrides: what a name means, and what is refused before any work is done."""
 
+import dataclasses
+
 import pytest
 
 from ov2_core.config import (
@@ -19,6 +21,8 @@ from ov2_core.config import (
     [
         ("codec-384", "codec", "saliency", 384),
         ("evidence-16", "codec", "evidence", 16),
+        ("codec-32-fast", "codec", "saliency", 32),
+        ("evidence-16-fast", "codec", "evidence", 16),
         ("uniform-1", "uniform", "saliency", 1),
         ("authors-legacy-12", "codec", "legacy", 12),
     ],
@@ -28,10 +32,20 @@ def test_recipe_names_mode_policy_and_budget(name, mode, policy, budget):
     assert (config.mode, config.policy, config.budget) == (mode, policy, budget)
 
 
-@pytest.mark.parametrize("name", ["codec", "codec-0", "codec--4", "codec-4x", "jpeg-4", "", "uniform-0", "codec-3"])
+@pytest.mark.parametrize(
+    "name",
+    ["codec", "codec-0", "codec--4", "codec-4x", "jpeg-4", "", "uniform-0", "codec-3", "uniform-8-fast", "codec-fast"],
+)
 def test_recipe_refuses_other_names_and_impossible_budgets(name):
     with pytest.raises(ValueError, match=r"unknown recipe|budget"):
         recipe(name)
+
+
+def test_fast_recipes_differ_in_what_costs_time_alone():
+    for name in ("codec-16", "evidence-16"):
+        plain, fast = dataclasses.asdict(recipe(name).tokenizer), dataclasses.asdict(recipe(f"{name}-fast").tokenizer)
+        assert {key for key in plain if plain[key] != fast[key]} == {"max_step_seconds", "codec_vectors", "loop_filter"}
+        assert not recipe(f"{name}-fast").tokenizer.reads_vectors
 
 
 def test_overrides_set_nested_fields_and_change_the_digest():

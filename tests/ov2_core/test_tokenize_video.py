@@ -163,6 +163,23 @@ def test_frames_that_no_other_needs_are_passed_over(tmp_path, policy):
         assert (canary.video_id, canary.frame, canary.row, canary.column) == (7, t, row, column)
 
 
+@pytest.mark.parametrize("kind", ["codec", "evidence"])
+def test_fast_recipes_look_at_less_and_hold_nearly_the_same_pixels(tmp_path, kind):
+    path = str(tmp_path / "clip.mp4")
+    write_rope_clip(path, seed=3, seconds=4.0, width_px=320, height_px=180)
+    fast = tokenize_video(path, recipe(f"{kind}-8-fast").tokenizer)
+    check_layout(fast, 8)
+    again = tokenize_video(path, recipe(f"{kind}-8-fast").tokenizer)
+    assert (again.images_NHW3 == fast.images_NHW3).all()
+    filtered = tokenize_video(path, replace(recipe(f"{kind}-8-fast").tokenizer, loop_filter=True))
+    assert filtered.groups == fast.groups
+    difference = np.abs(filtered.images_NHW3[0].astype(int) - fast.images_NHW3[0]).mean()
+    assert 0 < difference < 3, "a keyframe without its loop filter"
+    steps = np.diff(np.unique(fast.positions_NP3[..., 0]))
+    assert steps.min() >= 3
+    assert np.median(steps) <= 8
+
+
 def test_a_damaged_clip_is_looked_at_whole(tmp_path):
     """Where a frame that others need does not decode, those that were passed over are taken after all."""
     path = tmp_path / "clip.mp4"
