@@ -46,8 +46,12 @@ PROBE_SECONDS = 0.1
 """Assumed until the first comes back."""
 
 
-def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: RunOptions) -> PlanRecord:
-    """Makes the plan of a manifest, replacing one that no run has used yet.
+def plan_videos(
+    manifest_uri: str, store: Store, config: RunConfig, options: RunOptions, *, replace: bool = True
+) -> PlanRecord:
+    """Makes the plan of a manifest; where another process makes one meanwhile, that one stands and is returned.
+
+    replace: a plan that no run has used yet is taken away first.
 
     Raises:
         ValueError: the manifest cannot be read, or the store already holds a run.
@@ -59,7 +63,8 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
         )
     digest = manifest_digest(manifest_uri)
     items = read_rows(manifest_uri)
-    remove_plan(store)
+    if replace:
+        remove_plan(store)
     counters = Counters("plan")
     with IdLedger() as ledger, PlanWriter(store) as writer, corpus_rules(config.filter) as rules:
         feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, rules=rules)

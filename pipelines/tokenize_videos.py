@@ -101,7 +101,7 @@ def tokenize_videos(
         check_same_plan(plan, config, digest, where=store.root)
         return complete_run(store, here, config, options, make=make, began=began)
     with session(options):
-        plan_videos(manifest_uri, store, config, options)
+        plan_videos(manifest_uri, store, config, options, replace=False)
         return complete_run(store, here, config, options, make=make, began=began)
 
 

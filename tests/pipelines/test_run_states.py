@@ -349,15 +349,22 @@ def steered(sources: Sources, steer: Callable[[RunMachine], object]) -> None:
         machine.teardown()
 
 
-@pytest.mark.parametrize(
-    "place", ["mid_probe", "before_plan", "mid_plan", "after_plan", "before_commit", "before_upload"]
-)
-def test_late_command_changes_nothing_though_all_sources_have_changed(sources: Sources, place: str) -> None:
-    """Had it come to its plan, that one stands; else the plan of those who came after it, though it would have made another."""
+LATE_AT = (*range(2, 9), "mid_probe", "before_plan", "mid_plan", "after_plan", "before_commit", "before_upload")
+
+
+@pytest.mark.parametrize("place", LATE_AT)
+def test_late_command_changes_nothing_though_all_sources_have_changed(sources: Sources, place: str | int) -> None:
+    """Had it come to its plan, that one stands; else the plan of those who came after it, though it would have made another.
+
+    place: a name, or so many operations after the beginning, before it plans anything.
+    """
 
     def steer(machine: RunMachine) -> None:
         machine.begin()
-        machine.advance_to(0, place)
+        if isinstance(place, int):
+            machine.advance(0, place)
+        else:
+            machine.advance_to(0, place)
         assert machine.commands, "it has not come there"
         for number in range(NUM_SOURCES):
             machine.change_source(number, 1)
@@ -383,6 +390,6 @@ def test_two_commands_at_the_same_place_leave_a_whole_run(sources: Sources, plac
 
 @pytest.mark.slow
 def test_commands_steered_into_each_other_at_length(sources: Sources) -> None:
-    machine = run_machine(sources, max_examples=100, num_steps=40, derandomize=False)
+    machine = run_machine(sources, max_examples=100, num_steps=40, derandomize=True)
     sys.stderr.write(f"{machine.num_steps} steps, {machine.num_settled} runs, refused: {dict(machine.num_refused)}\n")
     assert machine.num_steps >= 2000
