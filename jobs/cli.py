@@ -381,6 +381,17 @@ def bench_canary(context: typer.Context) -> None:
 
 
 @bench_app.command(
+    "kills", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_kills(context: typer.Context) -> None:
+    """SIGKILL to worker, actor, driver and node at every failpoint: the bytes stay the same. --help tells its options."""
+    with _errors():
+        from jobs.bench_kills import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
+@bench_app.command(
     "spatial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
 def bench_spatial(context: typer.Context) -> None:

@@ -27,6 +27,7 @@ from ov2_core.media.image import load_image, probe_image
 from ov2_core.media.probe import probe_video
 from ov2_core.plan import predict
 from ov2_core.redact import redacted
+from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import is_transient, open_source, retry_transient, source_identity
 from ov2_core.storage.writer import Member, encode_sample
 from ov2_core.tokenize_video import tokenize_frames, tokenize_image, tokenize_video
@@ -236,6 +237,7 @@ def _probe(task: ProbeTask, config: RunConfig) -> tuple[SourceIdentity, ProbeRec
         return folder.identity, found.record(), pixels
     identity = source_identity(task.uri)
     with opened(task.uri) as source:
+        failpoint("mid_probe")
         if task.row.image is not None:
             record = probe_image(source, max_source_px=limit, size_bytes=identity.size_bytes)
             return identity, record, look_at_still(load_image(source, max_source_px=limit)) if looks else None

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ov2_core.config import TokenizerConfig
+from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, PLAN_ROWS
 from ov2_core.tokenizer.frames import round_size
@@ -171,15 +172,20 @@ class PlanWriter:
         """Appends a row to the plan's ledger."""
         self._ledger.write(row.model_dump_json() + "\n")
 
-    def finish(self, record: PlanRecord) -> None:
-        """Puts the files into the run, plan.json last."""
+    def finish(self, record: PlanRecord) -> bool:
+        """Puts the files into the run, plan.json last; False where another process has done so meanwhile: its plan stands."""
         self._flush()
         self._parquet.close()
         self._ledger.close()
+        failpoint("before_plan")
+        if self._store.exists(PLAN_JSON):
+            return False
         self._store.put_file(self._rows_path, PLAN_ROWS)
         self._store.put_file(self._quarantine_path, PLAN_QUARANTINE)
-        self._store.write_bytes(PLAN_JSON, (record.model_dump_json(indent=2) + "\n").encode())
-        self._folder.cleanup()
+        failpoint("mid_plan")
+        created = self._store.create_bytes(PLAN_JSON, (record.model_dump_json(indent=2) + "\n").encode())
+        failpoint("after_plan")
+        return created
 
     def __enter__(self) -> "PlanWriter":
         return self

@@ -25,7 +25,7 @@ from ov2_core.make_sample import (
     make_probe,
     quarantine_row,
 )
-from ov2_core.plan import PlannedText, PlanWriter, planned_text, remove_plan
+from ov2_core.plan import PlannedText, PlanWriter, load_plan, planned_text, remove_plan
 from ov2_core.plan_row import duplicate, name_row
 from ov2_core.plan_totals import PlanTotals
 from ov2_core.redact import redacted
@@ -33,7 +33,7 @@ from ov2_core.storage.files import Store
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
-from pipelines.run_identity import load_run_record
+from pipelines.run_identity import check_same_plan, load_run_record
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 
@@ -46,8 +46,12 @@ PROBE_SECONDS = 0.1
 """Assumed until the first comes back."""
 
 
-def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: RunOptions) -> PlanRecord:
-    """Makes the plan of a manifest, replacing one that no run has used yet.
+def plan_videos(
+    manifest_uri: str, store: Store, config: RunConfig, options: RunOptions, *, replace: bool = True
+) -> PlanRecord:
+    """Makes the plan of a manifest; where another process makes one meanwhile, that one stands and is returned.
+
+    replace: a plan that no run has used yet is taken away first.
 
     Raises:
         ValueError: the manifest cannot be read, or the store already holds a run.
@@ -59,13 +63,19 @@ def plan_videos(manifest_uri: str, store: Store, config: RunConfig, options: Run
         )
     digest = manifest_digest(manifest_uri)
     items = read_rows(manifest_uri)
-    remove_plan(store)
+    if replace:
+        remove_plan(store)
     counters = Counters("plan")
     with IdLedger() as ledger, PlanWriter(store) as writer, corpus_rules(config.filter) as rules:
         feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, rules=rules)
         probe_all(feed, store, config, options, counters)
         record = feed.record(manifest_digest=digest)
-        writer.finish(record)
+        if not writer.finish(record):
+            there = load_plan(store)
+            if there is None:
+                raise ValueError(f"{store.root} is planned by two commands at once; give this one again")
+            check_same_plan(there, config, digest, where=store.root)
+            return there
     return record
 
 

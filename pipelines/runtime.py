@@ -12,17 +12,20 @@ import errno
 import logging
 import os
 import pickle
+import queue
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
 import ray
 from ray import exceptions as ray_errors
 
 from ov2_core.make_sample import TransientItemError
+from pipelines.memory_guard import LOOK_SECONDS, MemoryGuard
 from pipelines.scheduling import Cause, Done, Event, Failed, Ready, RunStoppedError, Task
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ ONE_THREAD = {
 """A worker uses one thread: the pool is the parallelism, and CPU seconds mean what they say."""
 _MIN_STORE_BYTES = 256 << 20
 _MAX_STORE_BYTES = 8 << 30
+_LAST_WORDS_SECONDS = 0.5
+"""A worker that holds too much memory ends itself so long after it has said so, should the driver not be faster."""
 
 
 class Job(Protocol):
@@ -183,8 +188,9 @@ class ObjectLostError(Exception):
 class RayExecutor:
     """Workers as actors; see scheduling.Executor."""
 
-    def __init__(self, job: Job, *, gpus_per_worker: float = 0.0) -> None:
+    def __init__(self, job: Job, *, gpus_per_worker: float = 0.0, guard: MemoryGuard | None = None) -> None:
         self._gpus_per_worker = gpus_per_worker
+        self._guard = guard or MemoryGuard()
         self._job = ray.put(_by_bytes(job))
         self._actor_class: Any = ray.remote(_Worker)
         self._actors: dict[int, Any] = {}
@@ -196,7 +202,7 @@ class RayExecutor:
         self._drop(worker)
         actor = self._actor_class.options(
             max_restarts=0, max_task_retries=0, num_cpus=1, num_gpus=self._gpus_per_worker
-        ).remote(self._job)
+        ).remote(self._job, self._guard)
         self._actors[worker] = actor
         self._waiting[actor.ready.remote()] = (worker, None)
 
@@ -241,17 +247,46 @@ class RayExecutor:
 
 
 class _Worker:
-    def __init__(self, job: bytes) -> None:
+    """Runs the job on a thread of its own, always the same one, and looks after its memory meanwhile."""
+
+    def __init__(self, job: bytes, guard: MemoryGuard) -> None:
         os.environ.update(ONE_THREAD)
         self._job: Job = pickle.loads(job)
+        self._guard = guard
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Any, tuple[Any, ...]]] = queue.SimpleQueue()
+        threading.Thread(
+            target=self._serve, name="job", daemon=True
+        ).start()  # daemon: a worker told to stop does not wait
 
     def ready(self) -> int:
-        self._job.warm_up()
+        self._call(self._job.warm_up)
         return os.getpid()
 
     @ray.method(num_returns=2)
     def run(self, payload: Any) -> tuple[Any, Any]:
-        return self._job.run(payload)
+        found: tuple[Any, Any] = self._call(self._job.run, payload)
+        return found
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        future: Future[Any] = Future()
+        self._calls.put((future, function, arguments))
+        while not wait([future], timeout=LOOK_SECONDS).done:
+            try:
+                self._guard.check()
+            except MemoryError:
+                last_words = threading.Timer(_LAST_WORDS_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
+                last_words.daemon = True
+                last_words.start()
+                raise
+        return future.result()
+
+    def _serve(self) -> None:
+        while True:
+            future, function, arguments = self._calls.get()
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def _by_bytes(job: Job) -> bytes:
@@ -280,6 +315,11 @@ def _explain(error: Exception) -> tuple[Cause, str, bool]:
         return "out_of_memory", f"killed for memory: {brief}", False
     if isinstance(error, ray_errors.NodeDiedError) or "node has died" in text or "node was terminated" in text:
         return "node_lost", brief, False
+    if isinstance(error, ray_errors.ActorUnavailableError):
+        # Of a worker that dies alone its node tells at once; here nobody answers for it: the node is gone, or cut off.
+        return "node_lost", brief, False
+    if "received a SIGTERM" in text or "receives a SIGTERM" in text:
+        return "told_to_stop", brief, False
     if isinstance(error, ray_errors.RuntimeEnvSetupError):
         raise RunStoppedError(f"a worker's environment cannot be set up: {brief}")
     if isinstance(error, ray_errors.ObjectLostError):

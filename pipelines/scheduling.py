@@ -15,7 +15,11 @@ more chances, each with fewer neighbours, before it is charged:
 
 An innocent neighbour of a bad task is thereby retried, never charged. Tasks with `blamed=False` (writing a shard)
 have no suspect: they are retried a few times, then the run stops with `RunStoppedError`. A task whose node was lost,
-or that met a transient error, goes back without losing a chance, a bounded number of times.
+whose worker was told to stop, or that met a transient error, goes back without losing a chance, a bounded number of times.
+
+A worker that finds nothing to do takes a copy of the task that has run longest, once that has used up STRAGGLER_SHARE of
+its deadline. The first copy to end well counts, and the other's worker is replaced; a copy that fails says nothing while the
+other runs. Tasks must bear that: samples are pure, and of two writers of a shard the commit protocol lets one win.
 """
 
 from collections import deque
@@ -25,7 +29,7 @@ from typing import Any, Literal, Protocol
 from schemas.shard import QuarantineReason
 
 ChargedCause = Literal["worker_died", "out_of_memory", "deadline_exceeded", "internal_error"]
-Setback = Literal["node_lost", "transient_error", "object_lost"]
+Setback = Literal["node_lost", "told_to_stop", "transient_error", "object_lost"]
 Cause = ChargedCause | Setback
 Lane = Literal["fresh", "solo", "quiet"]
 
@@ -34,6 +38,8 @@ MAX_NODE_LOSSES = 8
 MAX_UNBLAMED_FAILURES = 4
 MAX_START_FAILURES = 5
 FRESH_WAIT_SECONDS = 60.0
+STRAGGLER_SHARE = 0.25
+"""Of its deadline: a task that has run for so long is copied to a worker that has nothing to do."""
 
 
 class RunStoppedError(RuntimeError):
@@ -59,6 +65,8 @@ class Task:
     """Deaths and overruns."""
     setbacks: int = 0
     """Node losses and transient errors."""
+    copied: bool = False
+    """A second worker was given it too, once and for all: what hangs would else be copied for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,8 @@ class Scheduler:
         self.delayed: list[tuple[float, Task]] = []
         """(not before, task)."""
         self.deaths = 0
+        self._stragglers: list[Task] = []
+        """Of this step, the longest at work last."""
         self._start_failures = 0
         self._began: float | None = None
         self._ever_ready = False
@@ -208,12 +218,18 @@ class Scheduler:
 
     def done(self, number: int, info: Any, payload: Any) -> None:
         """A worker has finished its task."""
+        if self.workers[number].task is None:
+            return  # its task's other copy ended in the same moment
         task = self._release(number, alive=True)
+        for other in self._holders(task):
+            self.workers[other] = _Worker(since=-1.0)  # started anew, which kills what is there
         self.feed.done(task, info, payload)
 
     def failed(self, number: int, cause: Cause, message: str, now: float, *, alive: bool) -> None:
         """A worker failed; if it is not alive, `step` asks for a new one."""
         if self.workers[number].task is None:
+            if self.workers[number].since < 0:
+                return  # its task's other copy ended in the same moment; it is to be replaced anyway
             self.workers[number] = _Worker(state="starting", since=-1.0)
             self._start_failures += 1
             if self._start_failures >= MAX_START_FAILURES * len(self.workers):
@@ -222,7 +238,8 @@ class Scheduler:
         if not alive:
             self.deaths += 1
         task = self._release(number, alive=alive)
-        self._judge(task, cause, message, now)
+        if not self._holders(task):
+            self._judge(task, cause, message, now)
 
     def overdue(self, now: float) -> list[tuple[int, str]]:
         """Workers past their deadline, with a message. Report each as failed."""
@@ -250,6 +267,7 @@ class Scheduler:
                 worker.since = now
                 actions.start.append(number)
         self._wake(now)
+        self._stragglers = self._find_stragglers(now)
         for number, worker in enumerate(self.workers):
             if worker.state == "idle":
                 self._give(number, worker, now, actions)
@@ -279,6 +297,27 @@ class Scheduler:
                 self._submit(number, worker, self.quiet.popleft(), now, actions)
             elif not self._fresh_coming(now):
                 self._replace(number, now, actions)
+        elif self._stragglers:
+            self._stragglers[-1].copied = True
+            self._submit(number, worker, self._stragglers.pop(), now, actions)
+
+    def _find_stragglers(self, now: float) -> list[Task]:
+        """Tasks that have used up their share of the deadline and were not copied yet, the longest at work last."""
+        if not any(worker.state == "idle" for worker in self.workers):
+            return []
+        late = [
+            (now - worker.since, worker.task)
+            for worker in self.workers
+            if worker.task is not None
+            and worker.task.lane == "fresh"
+            and not worker.task.copied
+            and now - worker.since > STRAGGLER_SHARE * self.deadlines.seconds(worker.task)
+        ]
+        return [task for _, task in sorted(late, key=lambda entry: entry[0])]
+
+    def _holders(self, task: Task) -> list[int]:
+        """Workers that run the task."""
+        return [number for number, worker in enumerate(self.workers) if worker.task is task]
 
     def _fresh_coming(self, now: float) -> bool:
         # A worker that a full cluster cannot place stays "starting"; do not wait for it for ever.
@@ -311,7 +350,7 @@ class Scheduler:
         return task
 
     def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
-        if cause == "transient_error" or cause == "node_lost" or cause == "object_lost":
+        if cause in ("transient_error", "node_lost", "told_to_stop", "object_lost"):
             task.setbacks += 1
             if task.setbacks < (MAX_TRANSIENT if cause == "transient_error" else MAX_NODE_LOSSES):
                 wait = 2.0**task.setbacks if cause == "transient_error" else 0.0

@@ -28,7 +28,7 @@ from ov2_core.rounds import Rounds, list_rounds, load_rounds
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
-from ov2_core.storage.layout import ATTEMPTS_DIR
+from ov2_core.storage.layout import ATTEMPTS_DIR, commit_rel
 from ov2_core.storage.summaries import BLOCK_SHARDS, iter_summaries
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
 from pipelines.observe import observed
@@ -101,7 +101,7 @@ def tokenize_videos(
         check_same_plan(plan, config, digest, where=store.root)
         return complete_run(store, here, config, options, make=make, began=began)
     with session(options):
-        plan_videos(manifest_uri, store, config, options)
+        plan_videos(manifest_uri, store, config, options, replace=False)
         return complete_run(store, here, config, options, make=make, began=began)
 
 
@@ -238,7 +238,13 @@ class TokenizeJob:
     def run(self, payload: PlannedRow | WriteTask) -> tuple[SampleOutcome | ShardWritten, list[Member] | None]:
         """One video, or one shard."""
         if isinstance(payload, WriteTask):
-            return self._write(payload), None
+            try:
+                return self._write(payload), None
+            except FileNotFoundError:
+                if not self.store.exists(commit_rel(payload.shard)):
+                    raise
+                # A late attempt: others have committed the shard, ended the run and swept this scratch folder away.
+                return ShardWritten(payload.shard, []), None
         outcome = self.make(payload, self.config)
         return dataclasses.replace(outcome, members=None), outcome.members
 

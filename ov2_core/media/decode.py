@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
 from ov2_core.media.probe import VideoProbe
+from ov2_core.storage.failpoint import failpoint
 
 MIN_SEEK_FRAMES = 12
 """A seek must save at least this many decoded frames."""
@@ -267,6 +268,7 @@ def decoded(packets: Iterator[Any], stream: Any, stats: DecodeStats) -> Iterator
             continue
         while frames:
             stats.corrupt_frames += bool(frames[0].is_corrupt)
+            failpoint("mid_decode")
             yield frames.pop(0)
 
 

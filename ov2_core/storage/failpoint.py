@@ -2,12 +2,14 @@
 
 `OV2_FAILPOINT=name[:count]` sends SIGKILL to the process that reaches the point for the count-th time (1 by default;
 each process counts for itself). `OV2_FAILPOINT_MARKER=path` lets one process of a whole job die: the first to create
-the file exclusively. With neither set, a failpoint costs one dictionary look-up. Nothing is flushed, closed or cleaned
-on the way out: that is the point.
+the file exclusively; its id is written there. With `OV2_FAILPOINT_HOLD` set, that process does not die but waits until
+`path.go` exists: for somebody else to be killed meanwhile, or to come back as a late writer. With nothing set, a failpoint
+costs one dictionary look-up. Nothing is flushed, closed or cleaned on the way out: that is the point.
 """
 
 import os
 import signal
+import time
 from collections import Counter
 
 FAILPOINTS = (
@@ -30,6 +32,9 @@ FAILPOINTS = (
 )
 """In the order in which one shard, then the index, passes them."""
 
+ROW_FAILPOINTS = ("mid_probe", "before_plan", "mid_plan", "after_plan", "mid_decode")
+"""Of rows and their plan, before any shard."""
+
 _hits: Counter[str] = Counter()
 
 
@@ -47,7 +52,13 @@ def failpoint(name: str) -> None:
     marker = os.environ.get("OV2_FAILPOINT_MARKER")
     if marker:
         try:
-            os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            handle = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
+            return
+        os.write(handle, f"{os.getpid()}\n".encode())
+        os.close(handle)
+        if os.environ.get("OV2_FAILPOINT_HOLD"):
+            while not os.path.exists(f"{marker}.go"):
+                time.sleep(0.01)
             return
     os.kill(os.getpid(), signal.SIGKILL)

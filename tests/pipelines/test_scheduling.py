@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.scheduling import (
     MAX_TRANSIENT,
+    STRAGGLER_SHARE,
     DeadlinePolicy,
     Done,
     Event,
@@ -206,10 +207,12 @@ def test_innocents_beside_a_killer_run_once() -> None:
     assert all(executor.tries[name] == 1 for name in feed.results)
 
 
-def test_hanging_task_is_condemned_after_two_deadlines() -> None:
-    feed, executor = run(["hang", "good"])
+@pytest.mark.parametrize(("num_workers", "attempts"), [(1, 2), (2, 3)])
+def test_hanging_task_is_condemned_after_two_deadlines(num_workers: int, attempts: int) -> None:
+    """With a second worker that has nothing to do it is copied, once."""
+    feed, executor = run(["hang", "good"], num_workers=num_workers)
     assert feed.verdicts["0-hang"].reason == "deadline_exceeded"
-    assert feed.verdicts["0-hang"].attempts == 2
+    assert feed.verdicts["0-hang"].attempts == attempts
     assert 2 * 11 < executor.now < 4 * 11
 
 
@@ -305,3 +308,77 @@ def test_divisible_task_goes_back_to_its_feed_after_one_solo_death() -> None:
         assert "many" not in feed.verdicts
         scheduler.failed(0, "worker_died", f"death {attempt}", 0.0, alive=False)
     assert feed.verdicts["many"] == Verdict("worker_died", "death 2", 2)
+
+
+# Stragglers
+
+
+def straggling(num_workers: int = 2, **of_task: Any) -> tuple[Scheduler, ListFeed, Task]:
+    """One task on worker 0 since 0 s; the others are idle. Its deadline is 11 s."""
+    task = Task("slow", None, 1.0, **of_task)
+    feed = ListFeed([task])
+    scheduler = Scheduler(feed, num_workers=num_workers, deadlines=DEADLINES)
+    for number in range(num_workers):
+        scheduler.ready(number)
+    assert scheduler.step(0.0).submit == [(0, task)]
+    return scheduler, feed, task
+
+
+def test_straggler_is_copied_once_to_a_worker_with_nothing_to_do() -> None:
+    scheduler, feed, task = straggling(3)
+    assert not scheduler.step(STRAGGLER_SHARE * 11)
+    assert scheduler.step(STRAGGLER_SHARE * 11 + 0.1).submit == [(1, task)]
+    assert not scheduler.step(10.9), "worker 2 gets no third copy"
+    assert feed.ends == {}
+
+
+def test_a_copy_waits_while_there_is_other_work() -> None:
+    scheduler, feed, _ = straggling()
+    feed.tasks.append(Task("next", None, 1.0))
+    assert [task.name for _, task in scheduler.step(5.0).submit] == ["next"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_first_copy_counts_and_the_other_worker_is_replaced(first: int) -> None:
+    scheduler, feed, _ = straggling()
+    scheduler.step(5.0)
+    scheduler.done(first, "first", None)
+    scheduler.done(1 - first, "second, in the same moment", None)
+    scheduler.failed(1 - first, "worker_died", "or dead, in the same moment", 5.0, alive=False)
+    assert feed.results == {"slow": "first"}
+    assert feed.ends == {"slow": 1}
+    assert scheduler.finished
+    assert scheduler.step(5.0).start == [1 - first]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_copy_that_fails_charges_nobody_while_the_other_runs(first: int) -> None:
+    scheduler, feed, task = straggling()
+    scheduler.step(5.0)
+    scheduler.failed(first, "worker_died", "killed", 6.0, alive=False)
+    assert (task.failures, scheduler.deaths) == (0, 1)
+    scheduler.failed(1 - first, "worker_died", "killed too", 7.0, alive=False)
+    assert (task.failures, task.lane) == (1, "solo")
+    assert not feed.verdicts
+
+
+def test_suspects_are_never_copied() -> None:
+    scheduler, _, _ = straggling(lane="solo")
+    assert not scheduler.step(10.9)
+
+
+def test_a_shard_that_nobody_finishes_writing_is_copied_too() -> None:
+    scheduler, _, task = straggling(blamed=False)
+    assert scheduler.step(5.0).submit == [(1, task)]
+
+
+def test_worker_told_to_stop_charges_nobody() -> None:
+    scheduler, feed, task = straggling()
+    for _ in range(5):
+        (number,) = [number for number, worker in enumerate(scheduler.workers) if worker.task is task]
+        scheduler.failed(number, "told_to_stop", "The process receives a SIGTERM.", 1.0, alive=False)
+        for started in scheduler.step(1.0).start:
+            scheduler.ready(started)
+        scheduler.step(1.0)
+    assert (task.failures, task.lane, task.setbacks) == (0, "fresh", 5)
+    assert not feed.verdicts
