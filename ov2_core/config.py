@@ -104,12 +104,18 @@ class EvidenceConfig:
 
     event_period_seconds: float = 0.2
     """In every such window of a group the most moving blocks are forced in. 0 switches forced events off."""
-    event_blocks: int = 4
-    """Blocks forced in a window, all from one frame."""
+    event_blocks: int = 1
+    """Blocks forced in each half of a window, all from one frame."""
     event_region_blocks: int = 14
     """In the most active windows as many, as far as max_event_share goes and max_region_loss lets it."""
-    max_region_loss: float = 0.2
+    max_region_loss: float = 0.3
     """By what share the held error may rise for event_region_blocks in place of event_blocks; past it there are fewer."""
+    event_contrast: float = 3.0
+    """How much more than the median of its frame a region must move to be an event. 0: something is forced in every window."""
+    max_structure_loss: float = 0.03
+    """How much less structure (tokenizer/structure.py) than whole frames a group may have for event_region_blocks beside tiles."""
+    tile_side: int = 3
+    """Side, in blocks, of the tiles that are renewed together where single blocks would tear the picture. 1: none."""
     coherence: float = 0.5
     """By what share an update in a frame with forced blocks is cheaper than elsewhere: 0..0.95."""
     max_event_share: float = 0.65
@@ -129,6 +135,12 @@ class EvidenceConfig:
             )
         if not 0 <= self.max_region_loss < math.inf:
             raise ValueError(f"evidence.max_region_loss must be >= 0 and finite, got {self.max_region_loss}")
+        if not 0 <= self.event_contrast < math.inf:
+            raise ValueError(f"evidence.event_contrast must be >= 0 and finite, got {self.event_contrast}")
+        if not 0 <= self.max_structure_loss <= 1:
+            raise ValueError(f"evidence.max_structure_loss must be in [0, 1], got {self.max_structure_loss}")
+        if self.tile_side < 1:
+            raise ValueError(f"evidence.tile_side must be >= 1, got {self.tile_side}")
         if not 0 <= self.coherence <= 0.95:
             raise ValueError(f"evidence.coherence must be in [0, 0.95], got {self.coherence}")
         if not 0 <= self.max_event_share <= 1:

@@ -173,8 +173,9 @@ class OpenGroup:
 
     def _select_by_hold(self, budget: int) -> npt.NDArray[np.int64]:
         slots = self._slots
+        feature_KBF = np.stack([s.signals.feature_BF for s in slots if s.signals.feature_BF is not None])
         costs = hold_costs(
-            np.stack([s.signals.feature_BF for s in slots if s.signals.feature_BF is not None]),
+            feature_KBF,
             np.stack([s.sum_BF for s in slots if s.sum_BF is not None]),
             np.stack([s.square_B for s in slots if s.square_B is not None]),
             np.array([s.frames for s in slots], np.float64),
@@ -182,7 +183,13 @@ class OpenGroup:
         activity_KB = np.stack([_activity(s.signals) for s in slots])
         seconds_K = np.array([s.tick / self._fps for s in slots])
         return select_evidence(
-            costs, activity_KB, seconds_K, columns=self._columns, budget=budget, config=self._config.evidence
+            costs,
+            feature_KBF,
+            activity_KB,
+            seconds_K,
+            columns=self._columns,
+            budget=budget,
+            config=self._config.evidence,
         )
 
 

@@ -25,6 +25,8 @@ BISECTION_STEPS = 32
 BRACKET_FACTOR = 16.0
 PRICE_PRECISION = 1.002
 """Prices closer than this choose alike but for a few updates, which are then given greedily."""
+LEAST_PRICE = 1e-3
+"""Squared gray levels: what an update must save to be looked for. A still clip has nothing to save, and its updates are spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,59 @@ def hold_updates(
             if high < low * PRICE_PRECISION:
                 break
             price = math.sqrt(low * high)
+        elif high and price < LEAST_PRICE:
+            break
         else:
             price *= 1 / BRACKET_FACTOR if high else BRACKET_FACTOR
     if not high:  # every update that is not forced would save more than any price tried
         chosen = forced.copy()
     _fill(costs.cost_BKK, costs.frames_K, chosen, budget)
     return chosen
+
+
+def hold_whole(costs: HoldCosts, *, count: int) -> npt.NDArray[np.bool_]:
+    """The `count` candidates that, shown whole, hold best: exact, as all blocks share one chain.
+
+    Returns:
+        [B, K] bool with count columns set; column 0 is False.
+    """
+    blocks, candidates = costs.cost_BKK.shape[:2]
+    if not 0 <= count < candidates:
+        raise ValueError(f"count must be in 0..{candidates - 1}, got {count}")
+    chosen = np.zeros((blocks, candidates), bool)
+    chosen[:, _whole(costs.cost_BKK.sum(axis=0), count)] = True
+    return chosen
+
+
+@numba.njit(cache=True, nogil=True)
+def _whole(cost, count):  # type: ignore[no-untyped-def]
+    """Candidates of the cheapest chain of exactly `count` updates; cost is [K, K + 1]."""
+    candidates = len(cost)
+    best = np.full((count + 1, candidates), np.inf)  # the n-th update is e
+    parent = np.zeros((count + 1, candidates), np.int64)
+    best[0, 0] = 0.0
+    for n in range(1, count + 1):
+        for e in range(n, candidates):
+            for s in range(n - 1, e):
+                v = best[n - 1, s] + cost[s, e]
+                if v < best[n, e]:
+                    best[n, e], parent[n, e] = v, s
+    e = int(np.argmin(best[count] + cost[:, candidates]))
+    chosen = np.empty(count, np.int64)
+    for n in range(count, 0, -1):
+        chosen[n - 1] = e
+        e = parent[n, e]
+    return chosen
+
+
+def tiled(costs: HoldCosts, *, columns: int, side: int) -> HoldCosts:
+    """Costs in which the blocks of a tile of side x side all have the tile's mean, so that they are renewed together."""
+    blocks = len(costs.cost_BKK)
+    tile = np.arange(blocks) // columns // side * columns + np.arange(blocks) % columns // side
+    _, tile, size = np.unique(tile, return_inverse=True, return_counts=True)
+    total = np.zeros((len(size), *costs.cost_BKK.shape[1:]))
+    np.add.at(total, tile, costs.cost_BKK)
+    return HoldCosts((total / size[:, None, None])[tile], costs.frames_K)
 
 
 def held_error(costs: HoldCosts, chosen_BK: npt.NDArray[np.bool_]) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ov2_core.tokenizer.hold import HoldCosts, _solve, hold_costs, hold_updates
+from ov2_core.tokenizer.hold import HoldCosts, _solve, hold_costs, hold_updates, hold_whole, tiled
 
 
 def naive_cost(features, candidates, b, s, e):
@@ -153,3 +153,50 @@ def test_hold_updates_refuse_an_impossible_budget():
     forced[:, 1:] = True
     with pytest.raises(ValueError, match="budget"):
         hold_updates(costs, forced, budget=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.data())
+def test_whole_frames_are_the_best_of_all_choices(seed, candidates, data):
+    features = np.random.default_rng(seed).normal(0, 10, (candidates, 3, 2)).cumsum(axis=0).astype(np.float32)
+    costs = make_costs(features, list(range(candidates)))
+    count = data.draw(st.integers(0, candidates - 1))
+    chosen = hold_whole(costs, count=count)
+    assert (chosen == chosen[0]).all()
+    assert chosen[0].sum() == count
+    assert not chosen[0, 0]
+    every = []
+    for shown in combinations(range(1, candidates), count):
+        trial = np.zeros((3, candidates), bool)
+        trial[:, list(shown)] = True
+        every.append(total_cost(costs, trial))
+    assert total_cost(costs, chosen) == pytest.approx(min(every), rel=1e-9, abs=1e-6)
+
+
+def test_whole_frames_refuse_an_impossible_count():
+    with pytest.raises(ValueError, match="count"):
+        hold_whole(make_costs(np.zeros((3, 2, 1), np.float32), [0, 1, 2]), count=3)
+
+
+def test_blocks_of_a_tile_are_renewed_together():
+    rng = np.random.default_rng(9)
+    costs = make_costs(np.cumsum(rng.normal(0, 10, (12, 20, 3)), axis=0).astype(np.float32), list(range(12)))
+    shared = tiled(costs, columns=5, side=2)
+    tile = np.arange(20) // 5 // 2 * 3 + np.arange(20) % 5 // 2
+    for b in range(20):
+        assert shared.cost_BKK[b] == pytest.approx(costs.cost_BKK[tile == tile[b]].mean(axis=0))
+    chosen = np.zeros((20, 12), bool)
+    _solve(shared.cost_BKK, np.zeros((20, 12), bool), 2000.0, np.ones(12), chosen)
+    assert chosen.any()
+    for t in range(6):
+        assert (chosen[tile == t] == chosen[tile == t][0]).all()
+
+
+def test_a_still_clip_asks_few_prices(monkeypatch):
+    from ov2_core.tokenizer import hold
+
+    asked = []
+    solve = hold._solve
+    monkeypatch.setattr(hold, "_solve", lambda *args: asked.append(args[2]) or solve(*args))
+    hold_updates(make_costs(np.zeros((9, 4, 3), np.float32), list(range(9))), np.zeros((4, 9), bool), budget=8)
+    assert len(asked) < 6

@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ov2_core.config import EvidenceConfig, ScoreConfig, TokenizerConfig
+from ov2_core.signals.cells import to_block_cells
 from ov2_core.signals.frame import BlockSignals
-from ov2_core.tokenizer.blocks import force_events, region_activity, select_evidence, select_saliency
+from ov2_core.tokenizer.blocks import equal_steps, force_events, region_activity, select_evidence, select_saliency
 from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
 from ov2_core.tokenizer.frames import fit_size, move_to_keyframes, num_uniform_frames, sample_uniform
 from ov2_core.tokenizer.group import OpenGroup
 from ov2_core.tokenizer.hold import hold_costs
 from ov2_core.tokenizer.score import score_blocks
+from ov2_core.tokenizer.structure import held_structure
 
 
 @settings(max_examples=100, deadline=None)
@@ -53,43 +55,113 @@ def test_score_per_clip_ranks_a_busy_frame_over_a_quiet_one():
 
 
 def test_events_are_forced_in_every_window_until_the_share_is_spent():
-    seconds = np.arange(31) / 30
-    activity = np.random.default_rng(2).random((31, 12)).astype(np.float32)
-    config = EvidenceConfig(event_blocks=2, max_event_share=1.0)
-    forced = force_events(activity, seconds, 2, budget=36, config=config)
-    assert not forced[0].any()
-    window = (seconds / 0.2 + 1e-6).astype(int)
-    for w in range(5):
-        rows = np.flatnonzero(forced.any(axis=1) & (window == w))
-        assert len(rows) == 1
-        k = rows[0]
-        assert set(np.flatnonzero(forced[k])) == set(np.argsort(-activity[k])[:2])
-    few = force_events(activity, seconds, 2, budget=36, config=replace(config, max_event_share=0.12))
-    assert few.sum() == 4
-    assert (forced | ~few).all()
-    more = force_events(activity, seconds, 4, budget=36, config=replace(config, max_event_share=0.5))
-    assert more.sum() == 18, "all windows have their two, and the most active get what is left"
-    assert sorted(more.sum(axis=1)[more.any(axis=1)]) == [2, 2, 2, 4, 4, 4]
-    assert force_events(activity, seconds, 2, budget=36, config=EvidenceConfig(event_period_seconds=0)).sum() == 0
+    seconds = np.arange(30) / 30
+    activity = np.random.default_rng(2).random((30, 12))
+    config = EvidenceConfig(event_blocks=1, event_region_blocks=4, event_contrast=0, max_event_share=1.0)
+    half = (seconds / 0.1 + 1e-6).astype(int)
+    strength = np.sort(activity, axis=1)[:, -4:].mean(axis=1)
+    few = force_events(activity, seconds, 1, budget=36, config=config)
+    assert not few[0].any()
+    for w in range(10):
+        inside = np.flatnonzero((half == w) & (np.arange(30) > 0))
+        (k,) = inside[few[inside].any(axis=1)]
+        assert strength[k] == strength[inside].max()
+        assert np.flatnonzero(few[k]).tolist() == [np.argmax(activity[k])]
+    wide = force_events(activity, seconds, 4, budget=36, config=config)
+    assert wide[few].all()
+    assert sorted(wide.sum(axis=1)[wide.any(axis=1)]) == [1] * 5 + [4] * 5, (
+        "the better half of each window has its region"
+    )
+    spent = force_events(activity, seconds, 4, budget=36, config=replace(config, max_event_share=0.4))
+    assert spent.sum() == 14
+    assert spent[few].all()
+    assert np.flatnonzero(spent.sum(axis=1) == 4).tolist() == [np.argmax(np.where(few.any(axis=1), strength, 0))]
+    assert force_events(activity, seconds, 4, budget=36, config=replace(config, event_period_seconds=0)).sum() == 0
+
+
+def test_an_event_stands_out_of_its_frame():
+    seconds = np.arange(12) / 30
+    activity = np.ones((12, 20))
+    activity[7, :5] = 10
+    forced = force_events(activity, seconds, 5, budget=60, config=EvidenceConfig(event_region_blocks=5))
+    assert np.argwhere(forced).tolist() == [[7, b] for b in range(5)]
+
+
+def evidence(feature, activity, *, columns, budget, config):
+    """select_evidence of frames that are all candidates, 30 a second."""
+    ones = np.ones(len(feature))
+    costs = hold_costs(feature, feature.astype(float), (feature.astype(float) ** 2).sum(axis=2), ones)
+    return select_evidence(
+        costs, feature, activity, np.arange(len(feature)) / 30, columns=columns, budget=budget, config=config
+    )
 
 
 def test_regions_of_events_are_shown_only_where_they_cost_little():
-    """Blocks 0 to 3 flicker without end, block 4 to 9 move once a window; a region of six takes from the flicker."""
+    """Block 0 flickers without end, a region elsewhere moves: it takes updates that the flicker needs."""
     rng = np.random.default_rng(8)
-    feature = np.zeros((31, 12, 4), np.float32)
-    feature[:, :4] = np.cumsum(rng.normal(0, 20, (31, 4, 4)), axis=0)
-    activity = np.zeros((31, 12), np.float32)
-    activity[::6, 4:10] = 5
-    ones = np.ones(31)
-    costs = hold_costs(feature, feature.astype(float), (feature.astype(float) ** 2).sum(axis=2), ones)
+    feature = np.full((31, 36, 49), 128, np.float32)
+    feature[:, 0] = rng.uniform(0, 255, (31, 49))
+    activity = np.zeros((31, 36), np.float32)
+    activity[3::3, 14:16] = activity[3::3, 20:22] = 5
     shown = {}
-    for loss in (0.0, 9.0):
-        config = EvidenceConfig(event_blocks=1, event_region_blocks=6, max_region_loss=loss, max_event_share=0.9)
-        chosen = select_evidence(costs, activity, np.arange(31) / 30, columns=4, budget=36, config=config)
-        assert len(chosen) == 36
-        shown[loss] = (chosen[:, 1] >= 4).sum()
-    assert shown[0.0] <= 6
-    assert shown[9.0] >= 18
+    for loss in (0.0, 99.0):
+        config = EvidenceConfig(event_region_blocks=9, max_region_loss=loss, max_event_share=0.95)
+        shown[loss] = evidence(feature, activity, columns=6, budget=108, config=config)
+        assert len(shown[loss]) == 108
+    most = {loss: np.bincount(chosen[chosen[:, 1] > 0, 0]).max() for loss, chosen in shown.items()}
+    updates = {loss: (chosen[:, 1] == 0).sum() for loss, chosen in shown.items()}
+    assert updates[0.0] == 30, "the flicker has all it can"
+    assert most[99.0] >= 9, most
+
+
+def test_whole_frames_win_where_all_moves_and_blocks_where_little_does():
+    """A fine texture that runs by is torn by blocks of many moments; one block that flickers on a still frame is not."""
+    rng = np.random.default_rng(11)
+    world = rng.uniform(0, 255, (42, 42 + 3 * 32)).astype(np.float32)
+    panned = np.stack([to_block_cells(np.ascontiguousarray(world[:, 3 * t : 3 * t + 42])) for t in range(32)])
+    still = np.repeat(panned[:1], 32, axis=0)
+    still[:, 14] = rng.uniform(0, 255, (32, 49))
+    quiet = np.ones((32, 36), np.float32)
+    for feature, whole in ((panned, True), (still, False)):
+        chosen = evidence(feature, quiet, columns=6, budget=108, config=EvidenceConfig())
+        assert len(chosen) == 108
+        assert (len(np.unique(chosen[:, 0])) == 3) == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.data())
+def test_equal_steps_are_distinct_and_hold_the_middle_of_time(frames, data):
+    count = data.draw(st.integers(1, len(frames) - 1))
+    (shown,) = np.nonzero(equal_steps(np.array(frames, float), 2, count=count)[0])
+    assert len(shown) == count
+    assert shown[0] > 0
+    if set(frames) == {frames[0]}:
+        assert (np.abs(shown - np.arange(1, count + 1) * len(frames) / (count + 1)) <= 1).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 999))
+def test_structure_is_the_squared_ssim_of_sampled_windows(candidates, rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    feature = rng.integers(0, 255, (candidates, rows * columns, 49)).astype(np.float32)
+    frames = rng.integers(1, 5, candidates).astype(float)
+    chosen = rng.random((rows * columns, candidates)) < 0.4
+    held, naive = feature[0].copy(), 0.0
+    for k in range(candidates):
+        held[chosen[:, k]] = feature[k][chosen[:, k]]
+        a, b = (
+            f.reshape(rows, columns, 7, 7).transpose(0, 2, 1, 3).reshape(rows * 7, columns * 7).astype(float)
+            for f in (held, feature[k])
+        )
+        values = []
+        for y in range(0, rows * 7 - 2, 3):
+            for x in range(0, columns * 7 - 2, 2):
+                p, q = a[y : y + 3, x : x + 3], b[y : y + 3, x : x + 3]
+                covariance = ((p - p.mean()) * (q - q.mean())).mean()
+                top = (2 * p.mean() * q.mean() + 6.5025) * (2 * covariance + 58.5225)
+                values.append(top / ((p.mean() ** 2 + q.mean() ** 2 + 6.5025) * (p.var() + q.var() + 58.5225)))
+        naive += frames[k] * (np.maximum(values, 0) ** 2).mean()
+    assert held_structure(feature, frames, chosen, columns=columns) == pytest.approx(naive / frames.sum(), rel=1e-3)
 
 
 def test_region_activity_is_a_capped_mean_of_neighbours():
@@ -124,7 +196,7 @@ def signals(rng, blocks, scale=1.0):
         motion_B=(rng.random(blocks) * scale).astype(np.float32),
         residual_B=(rng.random(blocks) * 10 * scale).astype(np.float32),
         intra_B=rng.random(blocks).astype(np.float32),
-        feature_BF=(rng.random((blocks, 4)) * 255).astype(np.float32),
+        feature_BF=(rng.random((blocks, 49)) * 255).astype(np.float32),
     )
 
 
