@@ -29,7 +29,7 @@ def frames_of(seed, count, *, fps=30.0, jitter=0.0, spiky=0.02):
             motion_B=rng.random(BLOCKS).astype(np.float32),
             residual_B=(rng.random(BLOCKS) * 9).astype(np.float32),
             intra_B=np.zeros(BLOCKS, np.float32),
-            feature_BF=(rng.random((BLOCKS, 4)) * 255).astype(np.float32),
+            feature_BF=np.tile(rng.random((BLOCKS, 4)) * 255, 13)[:, :49].astype(np.float32),
         )
         yield StreamFrame(
             tick=i, seconds=seconds, num_bytes=int(size * (6 if i % 50 == 0 else 1)), keyframe=i % 50 == 0,
