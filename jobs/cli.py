@@ -93,6 +93,12 @@ SourceRoots = Annotated[
         help="Folder that local sources must lie in, links followed; by default any file may be read. Repeatable."
     ),
 ]
+ProbeCache = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder on this machine's own disk (on each, in a cluster) in which probes are kept for later plans."
+    ),
+]
 FetchHosts = Annotated[
     list[str] | None,
     typer.Option(help="host or host:port that http(s) sources may reach though its address is private. Repeatable."),
@@ -128,6 +134,7 @@ def plan(
     progress: ProgressMode = "auto",
     source_root: SourceRoots = None,
     fetch_host: FetchHosts = None,
+    probe_cache: ProbeCache = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the predictions, leave nothing in RUN.")] = False,
     learn_from: Annotated[
         list[str] | None,
@@ -148,7 +155,8 @@ def plan(
         ratios = learn_ratios([Store(earlier) for earlier in learn_from]) if learn_from else {}
 
         allow_sources(roots=source_root, fetch_hosts=fetch_host)
-        config, options = _config(recipe, set_), _options(workers, address, deadline_base, progress)
+        config = _config(recipe, set_)
+        options = _options(workers, address, deadline_base, progress, probe_cache)
         with contextlib.ExitStack() as stack:
             where = stack.enter_context(tempfile.TemporaryDirectory(prefix="ov2-dry-")) if dry_run else out
             store = Store(where)
@@ -171,11 +179,13 @@ def tokenize(
     max_quarantined: MaxQuarantined = None,
     source_root: SourceRoots = None,
     fetch_host: FetchHosts = None,
+    probe_cache: ProbeCache = None,
 ) -> None:
     """Make the shards of a manifest, or go on with them: the same command resumes. Plans first where there is no plan."""
     with _errors():
         allow_sources(roots=source_root, fetch_hosts=fetch_host)
-        config, options = _config(recipe, set_), _options(workers, address, deadline_base, progress)
+        config = _config(recipe, set_)
+        options = _options(workers, address, deadline_base, progress, probe_cache)
         allowed = _allowed(max_quarantined)
         code = _tokenize(manifest, Store(out), config, options, allowed)
     raise typer.Exit(code)
@@ -392,6 +402,28 @@ def bench_kills(context: typer.Context) -> None:
 
 
 @bench_app.command(
+    "cost", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_cost(context: typer.Context) -> None:
+    """Fits what a plan predicts of CPU seconds to what clips take. --help tells its options."""
+    with _errors():
+        from jobs.bench_cost import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
+@bench_app.command(
+    "scale", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench_scale(context: typer.Context) -> None:
+    """Planning 10 M rows, resuming 100,000 shards, memory and time of the driver, parallel efficiency. --help tells its options."""
+    with _errors():
+        from jobs.bench_scale import main as bench_main
+
+        raise typer.Exit(bench_main(list(context.args)) or 0)
+
+
+@bench_app.command(
     "spatial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
 def bench_spatial(context: typer.Context) -> None:
@@ -470,12 +502,14 @@ def _config(recipe: str, sets: list[str] | None) -> RunConfig:
     return with_overrides(named_recipe(recipe), overrides)
 
 
-def _options(workers: int | None, address: str | None, deadline_base: float, progress: Any) -> Any:
+def _options(
+    workers: int | None, address: str | None, deadline_base: float, progress: Any, probe_cache: str | None = None
+) -> Any:
     from pipelines.options import RunOptions
     from pipelines.scheduling import DeadlinePolicy
 
     deadlines = DeadlinePolicy(base_seconds=deadline_base)
-    return RunOptions(workers=workers, address=address, deadlines=deadlines, progress=progress)
+    return RunOptions(workers=workers, address=address, deadlines=deadlines, progress=progress, probe_cache=probe_cache)
 
 
 def _why_no_sample(store: Store, key: str) -> str:

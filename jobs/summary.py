@@ -80,7 +80,9 @@ def estimate_lines(
         num_shards = next(iter(ratios.values())).num_shards
         lines.append(f"    corrected by {num_shards} shards of earlier runs; ranges are their 10th to 90th percentile")
     else:
-        lines.append("    constants fitted by hand; --learn-from RUN corrects them by an earlier run and gives ranges")
+        lines.append(
+            "    constants of `ov2 bench cost`; --learn-from RUN corrects them by an earlier run and gives ranges"
+        )
     return lines
 
 

@@ -94,24 +94,7 @@ def make_probe(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
     """
     try:
         identity, probe, pixels = retry_transient(lambda: _probe(task, config))
-        prediction = predict(probe, config.tokenizer)
-        planned = PlannedRow(
-            line=task.line,
-            key=task.key,
-            id=task.id,
-            uri=task.uri,
-            shard=0,
-            row=task.row,
-            probe=probe,
-            identity=identity,
-            predicted_tokens=prediction.tokens,
-            predicted_bytes=prediction.bytes,
-            predicted_cpu_seconds=prediction.cpu_seconds,
-            pixels=pixels,
-        )
-        filtered = judge(planned, config.filter)
-        if filtered is not None:
-            planned = without_cost(planned, filtered)
+        planned = planned_row(task, identity, probe, pixels, config)
     except Exception as error:
         reason, message, stage = blame(error, "probe")
         row = quarantine_row(
@@ -125,6 +108,29 @@ def without_cost(planned: PlannedRow, filtered: FilteredRow) -> PlannedRow:
     """The row as one that a rule leaves out: it will take no token, byte or second."""
     nothing = {"predicted_tokens": 0, "predicted_bytes": 0, "predicted_cpu_seconds": 0.0}
     return planned.model_copy(update={"filtered": filtered, **nothing})
+
+
+def planned_row(
+    task: ProbeTask, identity: SourceIdentity, probe: ProbeRecord, pixels: PixelScores | None, config: RunConfig
+) -> PlannedRow:
+    """The task's row of the plan, judged by the rules of the filter; its shard is not known yet (0)."""
+    prediction = predict(probe, config.tokenizer)
+    planned = PlannedRow(
+        line=task.line,
+        key=task.key,
+        id=task.id,
+        uri=task.uri,
+        shard=0,
+        row=task.row,
+        probe=probe,
+        identity=identity,
+        predicted_tokens=prediction.tokens,
+        predicted_bytes=prediction.bytes,
+        predicted_cpu_seconds=prediction.cpu_seconds,
+        pixels=pixels,
+    )
+    filtered = judge(planned, config.filter)
+    return planned if filtered is None else without_cost(planned, filtered)
 
 
 def make_sample(planned: PlannedRow, config: RunConfig) -> SampleOutcome:

@@ -5,8 +5,8 @@ shard boundaries, so a resume reads only the shards it misses), RUN/quarantine/p
 run), and last RUN/plan/plan.json: a plan without it is not there. Memory is bounded by one row group in writing and
 in reading.
 
-Predictions are a few constants fitted by hand to two noisy cores: they size shards, deadlines and the estimate that a
-user sees, and the report holds them against what happened.
+Predictions are sums of a few terms with constants that `ov2 bench cost` fits: they size shards, deadlines and the estimate
+that a user sees, and the report holds them against what happened.
 """
 
 import contextlib
@@ -43,8 +43,22 @@ ROWS_SCHEMA = pa.schema(
 )
 
 _SHARD = '"shard":0,'
-_DECODE_SECONDS_PER_MPX = {"h264": 0.005, "hevc": 0.006, "vp9": 0.005, "av1": 0.008, "mpeg4": 0.003}
-_OTHER_DECODE_SECONDS_PER_MPX = 0.006
+COST_SECONDS = {
+    "sample": 0.0109,
+    "frame": 0.000214,
+    "mpx h264": 0.00256,
+    "mpx hevc": 0.00157,
+    "mpx vp9": 0.00269,
+    "mpx av1": 0.00179,
+    "mpx mpeg4": 0.00195,
+    "mpx uniform": 0.00157,
+    "image_mpx saliency": 0.0288,
+    "image_mpx evidence": 0.0293,
+    "image_mpx uniform": 0.012,
+}
+"""CPU seconds by the terms of `cost_terms`, fitted by `ov2 bench cost`."""
+_LIKE_CODEC = {"mpeg1video": "mpeg4", "mpeg2video": "mpeg4", "h263": "mpeg4", "mjpeg": "mpeg4", "vp8": "vp9"}
+"""Codecs that were not measured cost as one that was; all others as hevc."""
 _JPEG_BYTES_PER_PX = ((1, 0.03), (50, 0.10), (75, 0.16), (85, 0.22), (95, 0.42), (100, 0.90))
 
 
@@ -75,16 +89,28 @@ def predict(probe: ProbeRecord, config: TokenizerConfig) -> Prediction:
     if config.jpeg_subsampling == "4:4:4":
         jpeg_bytes *= 1.3
     position_bytes = 12 * blocks * config.merge**2
-    source_mpx = probe.width_px * probe.height_px / 1e6
-    decode = _DECODE_SECONDS_PER_MPX.get(probe.codec, _OTHER_DECODE_SECONDS_PER_MPX) * source_mpx
-    per_frame = decode
-    if not still and config.mode == "codec":
-        per_frame += (0.030 if config.policy == "evidence" else 0.025) * image_px / 1e6
     return Prediction(
         tokens=num_images * blocks,
         bytes=math.ceil(num_images * (jpeg_bytes + position_bytes + 2048) + 8192),
-        cpu_seconds=round(0.05 + probe.num_frames * per_frame + num_images * 0.03 * image_px / 1e6, 4),
+        cpu_seconds=round(sum(COST_SECONDS[name] * term for name, term in cost_terms(probe, config).items()), 4),
     )
+
+
+def cost_terms(probe: ProbeRecord, config: TokenizerConfig) -> dict[str, float]:
+    """What a sample's CPU seconds are a sum of: frames, and millions of pixels (mpx) of source frames and of images made."""
+    still = probe.media == "image"
+    kind = "uniform" if still or config.mode == "uniform" else config.policy
+    columns, rows = size_in_blocks(
+        probe.width_px, probe.height_px, config.still_area_px if still else config.area_px, config.block_px
+    )
+    num_images = 1 if still else predict_images(probe, config)
+    terms = {"sample": 1.0, f"image_mpx {kind}": num_images * columns * rows * config.block_px**2 / 1e6}
+    source_mpx = probe.num_frames * probe.width_px * probe.height_px / 1e6
+    if kind == "uniform":
+        return {**terms, "mpx uniform": source_mpx}
+    codec = _LIKE_CODEC.get(probe.codec, probe.codec)
+    decoded = f"mpx {codec}" if f"mpx {codec}" in COST_SECONDS else "mpx hevc"
+    return {**terms, decoded: source_mpx, "frame": float(probe.num_frames)}
 
 
 def predict_images(probe: ProbeRecord, config: TokenizerConfig) -> int:

@@ -25,6 +25,8 @@ class RunOptions:
     gpus_per_worker: float = 0.0
     """Of a job that computes on GPUs; below 1, several workers share one. With workers None: as many as the GPUs hold."""
     deadlines: DeadlinePolicy = field(default_factory=DeadlinePolicy)
+    probe_cache: str | None = None
+    """A folder on each machine's own disk in which probes are remembered (ov2_core/probe_cache.py); None: none are."""
     progress: Literal["auto", "live", "plain", "off"] = "auto"
     """auto: live on a terminal, else a log line now and then."""
 

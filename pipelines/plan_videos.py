@@ -6,6 +6,7 @@ workers did.
 """
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,12 +29,13 @@ from ov2_core.make_sample import (
 from ov2_core.plan import PlannedText, PlanWriter, load_plan, planned_text, remove_plan
 from ov2_core.plan_row import duplicate, name_row
 from ov2_core.plan_totals import PlanTotals
+from ov2_core.probe_cache import CachedProbe
 from ov2_core.redact import redacted
 from ov2_core.storage.files import Store
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
-from pipelines.run_identity import check_same_plan, load_run_record
+from pipelines.run_identity import check_same_plan, code_version, library_versions, load_run_record
 from pipelines.scheduling import Scheduler, Task, Verdict, drive
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 
@@ -42,16 +44,29 @@ WINDOW_ROWS = 16384
 """Rows between the first that has not ended and the last that was read."""
 TASK_SECONDS = 0.5
 MAX_TASK_ROWS = 256
+PROBE_ROOTS = ("ov2_core.media.probe", "ov2_core.media.image", "ov2_core.filters.pixels", "schemas.video")
+"""Modules from which all comes that a probe says."""
 PROBE_SECONDS = 0.1
 """Assumed until the first comes back."""
 
 
+Probe = Callable[[ProbeTask, RunConfig], ProbeOutcome]
+
+
 def plan_videos(
-    manifest_uri: str, store: Store, config: RunConfig, options: RunOptions, *, replace: bool = True
+    manifest_uri: str,
+    store: Store,
+    config: RunConfig,
+    options: RunOptions,
+    *,
+    replace: bool = True,
+    probe: Probe = make_probe,
 ) -> PlanRecord:
     """Makes the plan of a manifest; where another process makes one meanwhile, that one stands and is returned.
 
     replace: a plan that no run has used yet is taken away first.
+
+    `probe` is what a worker does with a row; benchmarks give one that opens nothing.
 
     Raises:
         ValueError: the manifest cannot be read, or the store already holds a run.
@@ -68,7 +83,7 @@ def plan_videos(
     counters = Counters("plan")
     with IdLedger() as ledger, PlanWriter(store) as writer, corpus_rules(config.filter) as rules:
         feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, rules=rules)
-        probe_all(feed, store, config, options, counters)
+        probe_all(feed, store, config, options, counters, probe=probe)
         record = feed.record(manifest_digest=digest)
         if not writer.finish(record):
             there = load_plan(store)
@@ -79,9 +94,19 @@ def plan_videos(
     return record
 
 
-def probe_all(feed: "PlanFeed", store: Store, config: RunConfig, options: RunOptions, counters: Counters) -> None:
+def probe_all(
+    feed: "PlanFeed",
+    store: Store,
+    config: RunConfig,
+    options: RunOptions,
+    counters: Counters,
+    *,
+    probe: Probe = make_probe,
+) -> None:
     """Probes the feed's rows until it is finished."""
-    with open_executor(ProbeJob(config, feed.manifest_uri), options) as (executor, num_workers):
+    if options.probe_cache is not None:
+        probe = CachedProbe(os.path.abspath(options.probe_cache), f"{code_version(PROBE_ROOTS)} {library_versions()}")
+    with open_executor(ProbeJob(config, feed.manifest_uri, probe), options) as (executor, num_workers):
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
         with observed(store, counters, scheduler, options.progress) as tick:
             drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
@@ -99,7 +124,7 @@ class ProbeJob:
 
     config: RunConfig
     manifest_uri: str
-    probe: Callable[[ProbeTask, RunConfig], ProbeOutcome] = make_probe
+    probe: Probe = make_probe
 
     def warm_up(self) -> None:
         """Nothing to warm: the imports were enough."""

@@ -61,7 +61,7 @@ class IdLedger:
     def __init__(self) -> None:
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.execute("PRAGMA journal_mode=OFF")
-        self._database.execute("PRAGMA cache_size=-65536")
+        self._database.execute("PRAGMA cache_size=-16384")
         self._database.execute("CREATE TABLE used (key TEXT PRIMARY KEY, line INTEGER, digest BLOB) WITHOUT ROWID")
         self._database.execute("BEGIN")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ov2_core.config import RunConfig, recipe, with_overrides
-from ov2_core.make_sample import SampleOutcome, make_sample
+from ov2_core.make_sample import SampleOutcome, make_sample, quarantine_planned
 from ov2_core.plan import iter_plan_rows, load_plan
 from ov2_core.storage.commit import load_commits
 from ov2_core.storage.files import Store
@@ -199,7 +199,8 @@ def test_feed_opens_no_more_shards_than_allowed(planned: list[PlannedRow], limit
 
 
 def test_feed_writes_in_plan_order_whatever_finishes_first(planned: list[PlannedRow]) -> None:
-    feed = make_feed(planned)
+    costs = [row.model_copy(update={"predicted_cpu_seconds": float(row.line)}) for row in planned]
+    feed = make_feed(costs)
     first, second = feed.pull(), feed.pull()
     assert first is not None
     assert second is not None
@@ -339,3 +340,31 @@ def test_driver_killed_three_times_then_resumed_is_byte_identical(
     assert last.returncode == 0, err.decode()
     assert b"ok: 7 rows = 6 committed + 0 filtered + 1 quarantined" in out
     assert published(run) == reference
+
+
+def test_driver_summarises_commits_and_a_resume_finishes_what_they_promise(
+    clip_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ov2_core.storage import summaries
+    from pipelines import tokenize_videos as tokenizing
+
+    def fell(row: PlannedRow, config: RunConfig) -> SampleOutcome:
+        if row.key == "v1":
+            fallen = quarantine_planned(row, reason="not_media", message="no")
+            return SampleOutcome(line=row.line, key=row.key, quarantined=fallen)
+        return make_sample(row, config)
+
+    monkeypatch.setattr(summaries, "MIN_NEW_COMMITS", 1)
+    monkeypatch.setattr(tokenizing, "BLOCK_SHARDS", 2)
+    store = Store(tmp_path / "run")
+    tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE, make=fell)
+    block = summaries.SummaryBlock.model_validate_json(store.read_bytes("summaries/block-000000.json"))
+    assert [summary.shard for summary in block.commits] == [0, 1]
+    before = {rel: store.read_bytes(rel) for rel in ("shards/shard-000000.tar.idx", "quarantine/shard-000000.jsonl")}
+    for rel in before:
+        store.remove(rel)
+    store.remove("commits/shard-000002.json")
+    summary = tokenize_videos(str(clip_manifest), store, SMALL_SHARDS, INLINE, make=fell)
+    assert (summary.num_shards_before, summary.num_made) == (2, 2)
+    assert {rel: store.read_bytes(rel) for rel in before} == before
+    assert verify_run(store).errors == []

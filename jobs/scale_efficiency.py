@@ -1,0 +1,152 @@
+"""Short clips by `ov2 tokenize`'s workers against as many plain processes: what Ray, the scheduler and the store cost.
+
+Enters: how many clips and workers. Leaves: wall and CPU seconds of both, their quotients, and how busy the workers were. The plain
+processes make the same samples and write and commit the same shards, each half of them (or an n-th), one video after the
+other: nobody schedules, nothing is handed on. Seconds count from the first video's begin to the last commit, so that neither
+imports nor the start of Ray are in them. Both are run in turn; of each the fastest counts, since what disturbs only slows.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ov2_core import config as configs
+from ov2_core.config import RunConfig, recipe, with_overrides
+from ov2_core.evals.clips import write_rope_clip
+from ov2_core.make_sample import SampleOutcome, make_sample
+from ov2_core.plan import iter_plan_shards
+from ov2_core.storage.commit import iter_commits
+from ov2_core.storage.files import Store
+from pipelines.options import RunOptions
+from pipelines.plan_videos import plan_videos
+from pipelines.run_identity import code_version
+from pipelines.tokenize_videos import MadeSample, TokenizeJob, WriteTask, tokenize_videos
+from schemas.shard import PlannedRow
+
+CONFIG = with_overrides(recipe("codec-8"), {"shards.max_samples": "4"})
+NUM_FILES = 12
+
+
+def measure_efficiency(folder: Path, *, num_clips: int, workers: int, repeats: int = 3) -> dict[str, Any]:
+    """Makes the clips and the plan, then runs both kinds in turn."""
+    manifest = write_clips(folder, num_clips)
+    plan_videos(str(manifest), Store(folder / "plan"), CONFIG, RunOptions(workers=0, progress="off"))
+    ours, bare = [], []
+    for _ in range(repeats):
+        bare.append(_by_processes(folder, workers))  # first: the first process of all may have kernels to compile
+        ours.append(_by_workers(folder, manifest, workers))
+        if digests(Store(folder / "ours")) != digests(Store(folder / "bare")):
+            raise RuntimeError("bench scale: the plain processes wrote other tars than the pipeline")
+    best, plain = (min(runs, key=lambda one: one["wall_seconds"]) for runs in (ours, bare))
+    return {
+        "clips": num_clips,
+        "workers": workers,
+        "repeats": repeats,
+        "wall_seconds": best["wall_seconds"],
+        "bare_seconds": plain["wall_seconds"],
+        "efficiency": plain["wall_seconds"] / best["wall_seconds"],
+        "busy": best["made_seconds"] / (workers * best["wall_seconds"]),
+        "cpu_efficiency": min(one["cpu_seconds"] for one in bare) / min(one["cpu_seconds"] for one in ours),
+        "ours": ours,
+        "bare": bare,
+    }
+
+
+def write_clips(folder: Path, num_clips: int) -> Path:
+    """NUM_FILES clips of 2 s at 640 x 360, and a manifest that names each several times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(NUM_FILES):
+        path = folder / f"clip-{seed}.mp4"
+        if not path.exists():
+            write_rope_clip(path, seed=seed, seconds=2.0)
+    rows = [{"video": f"clip-{number % NUM_FILES}.mp4", "id": f"v{number}"} for number in range(num_clips)]
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return manifest
+
+
+def digests(store: Store) -> list[str | None]:
+    """sha256 of every tar."""
+    return [record.tar_digest for record in iter_commits(store)]
+
+
+@dataclass(frozen=True)
+class TimedMake:
+    """make_sample, its begin and end (of time.monotonic, which processes of a machine share) and CPU seconds written down."""
+
+    path: str
+
+    def __call__(self, planned: PlannedRow, config: RunConfig) -> SampleOutcome:
+        began = time.monotonic()
+        outcome = make_sample(planned, config)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{began} {time.monotonic()} {outcome.cpu_seconds}\n")
+        return outcome
+
+
+def _by_workers(folder: Path, manifest: Path, workers: int) -> dict[str, float]:
+    run, times = folder / "ours", folder / "seconds.txt"
+    shutil.rmtree(run, ignore_errors=True)
+    times.unlink(missing_ok=True)
+    shutil.copytree(folder / "plan", run)
+    options = RunOptions(workers=workers, progress="off")
+    tokenize_videos(str(manifest), Store(run), CONFIG, options, make=TimedMake(str(times)))
+    return _spent([times], [run])
+
+
+def _by_processes(folder: Path, workers: int) -> dict[str, float]:
+    run = folder / "bare"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(folder / "plan", run)
+    times = [folder / f"seconds-{number}.txt" for number in range(workers)]
+    for path in times:
+        path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "jobs.scale_efficiency", str(run)]
+    processes = [
+        subprocess.Popen([*command, str(number), str(workers), str(path)]) for number, path in enumerate(times)
+    ]
+    if any([process.wait() for process in processes]):
+        raise RuntimeError("bench scale: a plain process failed; its words stand above")
+    return _spent(times, [run])
+
+
+def _spent(times: list[Path], runs: list[Path]) -> dict[str, float]:
+    """Wall from the first begin to the last commit, seconds in which videos were made, CPU seconds of them."""
+    made = [[float(field) for field in line.split()] for path in times for line in path.read_text().splitlines()]
+    unix = time.time() - time.monotonic()
+    ended = max(record.finished_unix_seconds for run in runs for record in iter_commits(Store(run))) - unix
+    return {
+        "wall_seconds": ended - min(began for began, _, _ in made),
+        "made_seconds": sum(end - began for began, end, _ in made),
+        "cpu_seconds": sum(cpu for _, _, cpu in made),
+    }
+
+
+def make_share(run: str, number: int, workers: int, times: str) -> None:
+    """What one plain process does: every `workers`-th shard of the plan."""
+    store = Store(run)
+    job = TokenizeJob(
+        config=CONFIG,
+        store=store,
+        config_digest=configs.digest(CONFIG),
+        code_version=code_version(),
+        make=TimedMake(times),
+    )
+    for shard, rows in iter_plan_shards(store):
+        if shard % workers == number:
+            began = round(time.time(), 3)
+            made = []
+            for row in rows:
+                outcome, members = job.run(row)
+                assert isinstance(outcome, SampleOutcome)
+                made.append(MadeSample(row.key, outcome, members))
+            job.run(WriteTask(shard=shard, made=made, filtered=[], quarantined=[], started_unix_seconds=began))
+
+
+if __name__ == "__main__":
+    make_share(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
