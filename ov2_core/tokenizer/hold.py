@@ -25,6 +25,8 @@ BISECTION_STEPS = 32
 BRACKET_FACTOR = 16.0
 PRICE_PRECISION = 1.002
 """Prices closer than this choose alike but for a few updates, which are then given greedily."""
+GREEDY_SHARE = 0.01
+"""How many updates of the budget may be left over to be given greedily."""
 LEAST_PRICE = 1e-3
 """Squared gray levels: what an update must save to be looked for. A still clip has nothing to save, and its updates are spread."""
 
@@ -95,21 +97,21 @@ def hold_updates(
     weight = np.ones(candidates) if weight_K is None else weight_K
     chosen, trial = np.zeros((blocks, candidates), bool), np.zeros((blocks, candidates), bool)
     price = float(costs.cost_BKK[:, 0, -1].sum()) / max(budget, 1) + 1.0
-    low = high = 0.0  # too many updates, few enough; 0: not known yet
-    for _ in range(BISECTION_STEPS):
+    low = high = 0.0  # prices of too many updates, and of few enough; 0: not known yet
+    many = few = 0  # the updates that these choose
+    for step in range(BISECTION_STEPS):
         used = _solve(costs.cost_BKK, forced, price, weight, trial)
         if used <= budget:
-            high, chosen, trial = price, trial, chosen
-            if used == budget:
-                break
+            high, few, chosen, trial = price, used, trial, chosen
         else:
-            low = price
+            low, many = price, used
+        if high and (few >= budget * (1 - GREEDY_SHARE) or price < LEAST_PRICE):
+            break
         if low and high:
             if high < low * PRICE_PRECISION:
                 break
-            price = math.sqrt(low * high)
-        elif high and price < LEAST_PRICE:
-            break
+            share = math.log(many / budget) / math.log(many / max(few, 1)) if step % 3 else 0.5
+            price = low * (high / low) ** min(max(share, 0.1), 0.9)
         else:
             price *= 1 / BRACKET_FACTOR if high else BRACKET_FACTOR
     if not high:  # every update that is not forced would save more than any price tried
@@ -157,10 +159,12 @@ def tiled(costs: HoldCosts, *, columns: int, side: int) -> HoldCosts:
     """Costs in which the blocks of a tile of side x side all have the tile's mean, so that they are renewed together."""
     blocks = len(costs.cost_BKK)
     tile = np.arange(blocks) // columns // side * columns + np.arange(blocks) % columns // side
-    _, tile, size = np.unique(tile, return_inverse=True, return_counts=True)
-    total = np.zeros((len(size), *costs.cost_BKK.shape[1:]))
-    np.add.at(total, tile, costs.cost_BKK)
-    return HoldCosts((total / size[:, None, None])[tile], costs.frames_K)
+    by_tile = np.argsort(tile, kind="stable")
+    _, first, tile, size = np.unique(tile[by_tile], return_index=True, return_inverse=True, return_counts=True)
+    mean = np.add.reduceat(costs.cost_BKK[by_tile], first) / size[:, None, None]
+    cost_BKK = np.empty_like(costs.cost_BKK)
+    cost_BKK[by_tile] = mean[tile]
+    return HoldCosts(cost_BKK, costs.frames_K)
 
 
 def held_error(costs: HoldCosts, chosen_BK: npt.NDArray[np.bool_]) -> float:
