@@ -6,6 +6,7 @@ want of workers, disk or storage; 130 interrupted. After 4 and 130 the same comm
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -289,149 +290,41 @@ def demo(
     raise typer.Exit(code or (0 if found.ok else EXIT_INVALID))
 
 
-@bench_app.command(
-    "tokenizer", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_tokenizer(context: typer.Context) -> None:
-    """CPU, wall and memory per clip and policy, held against plain decoding and the peer. --help tells its options."""
-    with _errors():
-        from jobs.bench_tokenizer import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "legacy", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_legacy(context: typer.Context) -> None:
-    """Whether the recipe authors-legacy shows the same places as codec-video-prep, clip by clip. --help tells its options."""
-    with _errors():
-        from jobs.bench_legacy import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
+_BENCHES = {
+    "tokenizer": "CPU, wall and memory per clip and policy, held against plain decoding and the peer.",
+    "legacy": "Whether the recipe authors-legacy shows the same places as codec-video-prep, clip by clip.",
+    "encoder": "Rates and memory of the vision encoder by group length, held against matrix products.",
+    "loader": "The loader against a bare tar read, webdataset and Energon, and the packing.",
+    "train": "Tokens a second, MFU, memory and waits of training, against transformers' Trainer.",
+    "learn": "Trains `tiny` on generated clips, each form of input apart, and judges it on held-out ones.",
+    "headline": "JumpScore of `tiny` trained on codec tokens and on uniform frames, at equal visual tokens.",
+    "poison": "Damaged and lying files between good ones: every row ends, no innocent is lost.",
+    "canary": "Clips whose pixels say who they are: every token, caption and feature is bound to its own.",
+    "kills": "SIGKILL to worker, actor, driver and node at every failpoint: the bytes stay the same.",
+    "cost": "Fits what a plan predicts of CPU seconds to what clips take.",
+    "scale": "Planning 10 M rows, resuming 100,000 shards, memory and time of the driver, parallel efficiency.",
+    "spatial": "Proofs, guessing and cost of spatial questions on procedural scenes.",
+}
+"""Name of each benchmark, whose command line is `main` of jobs/bench_NAME.py, and what it measures."""
+_NEED_TORCH = ("learn", "headline")
 
 
-@bench_app.command(
-    "encoder", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_encoder(context: typer.Context) -> None:
-    """Rates and memory of the vision encoder by group length, held against matrix products. --help tells its options."""
-    with _errors():
-        from jobs.bench_encoder import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "loader", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_loader(context: typer.Context) -> None:
-    """The loader against a bare tar read, webdataset and Energon, and the packing. --help tells its options."""
-    with _errors():
-        from jobs.bench_loader import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
+def _add_bench(name: str, text: str) -> None:
+    @bench_app.command(
+        name,
+        help=f"{text} --help tells its options.",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    )
+    def bench(context: typer.Context) -> None:
+        with _errors():
+            if name in _NEED_TORCH:
+                need_torch()
+            module = importlib.import_module(f"jobs.bench_{name}")
+            raise typer.Exit(module.main(list(context.args)) or 0)
 
 
-@bench_app.command(
-    "train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_train(context: typer.Context) -> None:
-    """Tokens a second, MFU, memory and waits of training, against transformers' Trainer. --help tells its options."""
-    with _errors():
-        from jobs.bench_train import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "learn", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_learn(context: typer.Context) -> None:
-    """Trains `tiny` on generated clips, each form of input apart, and judges it on held-out ones. --help tells its options."""
-    with _errors():
-        need_torch()
-        from jobs.bench_learn import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "headline", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_headline(context: typer.Context) -> None:
-    """JumpScore of `tiny` trained on codec tokens and on uniform frames, at equal visual tokens. --help tells its options."""
-    with _errors():
-        need_torch()
-        from jobs.bench_headline import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "poison", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_poison(context: typer.Context) -> None:
-    """Damaged and lying files between good ones: every row ends, no innocent is lost. --help tells its options."""
-    with _errors():
-        from jobs.bench_poison import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "canary", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_canary(context: typer.Context) -> None:
-    """Clips whose pixels say who they are: every token, caption and feature is bound to its own. --help tells its options."""
-    with _errors():
-        from jobs.bench_canary import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "kills", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_kills(context: typer.Context) -> None:
-    """SIGKILL to worker, actor, driver and node at every failpoint: the bytes stay the same. --help tells its options."""
-    with _errors():
-        from jobs.bench_kills import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "cost", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_cost(context: typer.Context) -> None:
-    """Fits what a plan predicts of CPU seconds to what clips take. --help tells its options."""
-    with _errors():
-        from jobs.bench_cost import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "scale", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_scale(context: typer.Context) -> None:
-    """Planning 10 M rows, resuming 100,000 shards, memory and time of the driver, parallel efficiency. --help tells its options."""
-    with _errors():
-        from jobs.bench_scale import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
-
-
-@bench_app.command(
-    "spatial", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
-def bench_spatial(context: typer.Context) -> None:
-    """Proofs, guessing and cost of spatial questions on procedural scenes. --help tells its options."""
-    with _errors():
-        from jobs.bench_spatial import main as bench_main
-
-        raise typer.Exit(bench_main(list(context.args)) or 0)
+for _name, _text in _BENCHES.items():
+    _add_bench(_name, _text)
 
 
 def main() -> None:

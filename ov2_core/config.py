@@ -86,7 +86,8 @@ class ScoreConfig:
     residual_weight: float = 1.0
     intra_weight: float = 0.5
     normalisation: Normalisation = "frame"
-    """"frame": each map by its 95th percentile in the frame (published). "clip": by a running 99th percentile of the clip."""
+    """"frame": each map by its 95th percentile in the frame (published). "clip": by its 99th over the candidates of the group,
+    which tells more of most clips (docs/tokenizer.md)."""
 
     def __post_init__(self) -> None:
         names = ("motion_weight", "residual_weight", "intra_weight")
