@@ -59,6 +59,8 @@ COST_SECONDS = {
 """CPU seconds by the terms of `cost_terms`, fitted by `ov2 bench cost`."""
 _LIKE_CODEC = {"mpeg1video": "mpeg4", "mpeg2video": "mpeg4", "h263": "mpeg4", "mjpeg": "mpeg4", "vp8": "vp9"}
 """Codecs that were not measured cost as one that was; all others as hevc."""
+_LIKE_POLICY = {"legacy": "saliency"}
+"""Likewise for policies."""
 _JPEG_BYTES_PER_PX = ((1, 0.03), (50, 0.10), (75, 0.16), (85, 0.22), (95, 0.42), (100, 0.90))
 
 
@@ -99,7 +101,7 @@ def predict(probe: ProbeRecord, config: TokenizerConfig) -> Prediction:
 def cost_terms(probe: ProbeRecord, config: TokenizerConfig) -> dict[str, float]:
     """What a sample's CPU seconds are a sum of: frames, and millions of pixels (mpx) of source frames and of images made."""
     still = probe.media == "image"
-    kind = "uniform" if still or config.mode == "uniform" else config.policy
+    kind = "uniform" if still or config.mode == "uniform" else _LIKE_POLICY.get(config.policy, config.policy)
     columns, rows = size_in_blocks(
         probe.width_px, probe.height_px, config.still_area_px if still else config.area_px, config.block_px
     )

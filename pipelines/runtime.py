@@ -144,7 +144,7 @@ def _check_answers(address: str) -> None:
         raise ValueError(
             f"no Ray cluster answers at {address!r} ({error}); is it up, and the port right? "
             "Leave --address out to use this machine"
-        ) from error
+        ) from None  # a wrong address, not a storage that is down: exit code 2
 
 
 def object_store_bytes() -> int:
