@@ -25,7 +25,7 @@ def make_token_run(folder: Path) -> Path:
     rows = []
     for i in range(NUM_CLIPS):
         path = folder / f"clip-{i}.mp4"
-        write_canary_clip(path, video_id=100 + i, num_frames=40 + 4 * i, fps=10.0, columns=COLUMNS, rows=ROWS)
+        write_canary_clip(path, video_id=100 + i, num_frames=22 + 11 * i, fps=10.0, columns=COLUMNS, rows=ROWS)
         rows.append({"video": str(path), "id": f"clip-{i}", "caption": f"Canary {i}."})
     from PIL import Image
 
