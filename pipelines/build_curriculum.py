@@ -323,7 +323,7 @@ def _measure(
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=run_options.deadlines)
 
         def tick() -> None:
-            counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
+            counters.num_running, counters.num_deaths = scheduler.num_running, scheduler.deaths
             redraw()
 
         drive(executor, scheduler, clock=time.monotonic, on_tick=tick)

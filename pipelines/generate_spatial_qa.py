@@ -132,7 +132,7 @@ def generate_spatial_qa(
             scheduler = Scheduler(feed, num_workers=min(num_workers, len(missing)), deadlines=options.deadlines)
 
             def tick() -> None:
-                counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
+                counters.num_running, counters.num_deaths = scheduler.num_running, scheduler.deaths
                 redraw()
 
             drive(executor, scheduler, clock=time.monotonic, on_tick=tick)

@@ -59,7 +59,7 @@ def observed(
     with show(counters, progress) as redraw:  # type: ignore[arg-type]
 
         def tick() -> None:
-            counters.num_running, counters.num_deaths = len(scheduler.in_flight), scheduler.deaths
+            counters.num_running, counters.num_deaths = scheduler.num_running, scheduler.deaths
             redraw()
             record.rewrite("running", pause_seconds=SIGN_SECONDS)
             metrics.export()

@@ -1,10 +1,11 @@
 """Ray for the scheduler: starting and stopping it, and an executor whose workers are Core actors.
 
 Why Core actors and a scheduler of our own: Ray Data retries a file that kills its worker for ever and lets the whole
-block fall with it, and Core has no task time-out. Here every actor runs one task at a time with `max_restarts=0` and
-`max_task_retries=0`: Ray never repeats anything behind our back, all attempts are counted in scheduling.py, and a dead
-or late actor is replaced by a fresh one. A task returns two objects: a small info that the driver reads, and a payload
-that stays in the object store until a worker writes the shard; it never passes through the driver.
+block fall with it, and Core has no task time-out. Here every actor runs one task at a time (a second may wait at it)
+with `max_restarts=0` and `max_task_retries=0`: Ray never repeats anything behind our back, all attempts are counted in
+scheduling.py, and a dead or late actor is replaced by a fresh one. A task returns two objects: a small info that the
+driver reads, and a payload that stays in the object store until a worker writes the shard; it never passes through the
+driver.
 """
 
 import contextlib
@@ -221,7 +222,8 @@ class RayExecutor:
         if ready and rest:
             more, _ = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)
             ready += more
-        return [self._event(reference) for reference in ready]
+        order = {reference: place for place, reference in enumerate(references)}  # what was submitted first comes first
+        return [self._event(reference) for reference in sorted(ready, key=order.__getitem__)]
 
     def close(self) -> None:
         """Kills all workers."""

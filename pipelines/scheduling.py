@@ -2,7 +2,7 @@
 
 Enters: tasks from a feed, and what an executor reports of its workers. Leaves: assignments, results and verdicts.
 
-One task is in flight per worker. So when a worker dies or overruns its deadline, the suspect is exactly the task that
+A worker runs one task at a time. So when it dies or overruns its deadline, the suspect is exactly the task that
 it ran, and nothing has to be bisected. But a worker may also be killed for its neighbour's memory; so a suspect gets
 more chances, each with fewer neighbours, before it is charged:
 
@@ -16,6 +16,9 @@ more chances, each with fewer neighbours, before it is charged:
 An innocent neighbour of a bad task is thereby retried, never charged. Tasks with `blamed=False` (writing a shard)
 have no suspect: they are retried a few times, then the run stops with `RunStoppedError`. A task whose node was lost,
 whose worker was told to stop, or that met a transient error, goes back without losing a chance, a bounded number of times.
+
+Behind a short task a worker is given the next one, so that it does not wait for the driver in between. One that was still
+waiting when its worker died or was replaced goes back as if nothing had been; none waits while there is a suspect.
 
 A worker that finds nothing to do takes a copy of the task that has run longest, once that has used up STRAGGLER_SHARE of
 its deadline. The first copy to end well counts, and the other's worker is replaced; a copy that fails says nothing while the
@@ -40,6 +43,8 @@ MAX_START_FAILURES = 5
 FRESH_WAIT_SECONDS = 60.0
 STRAGGLER_SHARE = 0.25
 """Of its deadline: a task that has run for so long is copied to a worker that has nothing to do."""
+QUEUE_BEHIND_SECONDS = 2.0
+"""Behind a task predicted to be so short the next one waits at its worker: at the end of a run others cannot take it from there."""
 
 
 class RunStoppedError(RuntimeError):
@@ -60,7 +65,7 @@ class Task:
     """It holds several items: when it has failed solo it goes back to the feed, condemned, which tries them one by one."""
     lane: Lane = "fresh"
     attempts: int = 0
-    """Times it was given to a worker."""
+    """Times that a worker began it."""
     failures: int = 0
     """Deaths and overruns."""
     setbacks: int = 0
@@ -120,7 +125,7 @@ class Executor(Protocol):
         """Begins to start a fresh worker in this place; what was there is killed. Reports Ready, or Failed."""
 
     def submit(self, worker: int, task: Task) -> None:
-        """Runs a task. Reports Done or Failed."""
+        """Runs a task, after the one that the worker runs. Reports Done or Failed, in the order of submission."""
 
     def poll(self, timeout_seconds: float) -> "list[Event]":
         """What has happened since; waits at most so long for a first event."""
@@ -135,7 +140,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A worker has returned its task's result and is idle."""
+    """A worker has returned its task's result and goes on."""
 
     worker: int
     info: Any
@@ -144,7 +149,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A worker failed at its task, or while starting. `alive`: it may take another task."""
+    """A worker failed at its task, or while starting. `alive`: it may take another task, and goes on with what waits."""
 
     worker: int
     cause: Cause
@@ -161,6 +166,8 @@ class _Worker:
     used: bool = False
     task: Task | None = None
     since: float = 0.0
+    waiting: Task | None = None
+    """It has this task too, and begins it when `task` has ended."""
 
 
 @dataclass(slots=True)
@@ -201,9 +208,15 @@ class Scheduler:
         self._ever_ready = False
 
     @property
-    def in_flight(self) -> list[Task]:
+    def num_running(self) -> int:
         """Tasks that workers run now."""
-        return [worker.task for worker in self.workers if worker.task is not None]
+        return sum(worker.task is not None for worker in self.workers)
+
+    @property
+    def in_flight(self) -> list[Task]:
+        """Tasks that workers run now or will run next."""
+        held = (task for worker in self.workers for task in (worker.task, worker.waiting))
+        return [task for task in held if task is not None]
 
     @property
     def finished(self) -> bool:
@@ -216,13 +229,13 @@ class Scheduler:
         self._start_failures = 0
         self._ever_ready = True
 
-    def done(self, number: int, info: Any, payload: Any) -> None:
+    def done(self, number: int, info: Any, payload: Any, now: float) -> None:
         """A worker has finished its task."""
         if self.workers[number].task is None:
             return  # its task's other copy ended in the same moment
-        task = self._release(number, alive=True)
+        task = self._release(number, now, alive=True)
         for other in self._holders(task):
-            self.workers[other] = _Worker(since=-1.0)  # started anew, which kills what is there
+            self._release(other, now, alive=False)  # started anew, which kills what is there
         self.feed.done(task, info, payload)
 
     def failed(self, number: int, cause: Cause, message: str, now: float, *, alive: bool) -> None:
@@ -237,7 +250,7 @@ class Scheduler:
             return
         if not alive:
             self.deaths += 1
-        task = self._release(number, alive=alive)
+        task = self._release(number, now, alive=alive)
         if not self._holders(task):
             self._judge(task, cause, message, now)
 
@@ -271,6 +284,10 @@ class Scheduler:
         for number, worker in enumerate(self.workers):
             if worker.state == "idle":
                 self._give(number, worker, now, actions)
+        for number, worker in enumerate(self.workers):
+            if self._may_queue(worker) and (task := self._next_task()) is not None:
+                worker.waiting = task
+                actions.submit.append((number, task))
         if not actions and not self.in_flight and not self.delayed and not self.finished and self._all_idle():
             raise AssertionError("the scheduler has work but nothing that it can assign")
         return actions
@@ -289,7 +306,7 @@ class Scheduler:
             if not self._fresh_coming(now):
                 self._replace(number, now, actions)
                 return
-        task = self.again.popleft() if self.again else self.feed.pull()
+        task = self._next_task()
         if task is not None:
             self._submit(number, worker, task, now, actions)
         elif self.quiet and not running and not self.solo:
@@ -300,6 +317,21 @@ class Scheduler:
         elif self._stragglers:
             self._stragglers[-1].copied = True
             self._submit(number, worker, self._stragglers.pop(), now, actions)
+
+    def _next_task(self) -> Task | None:
+        return self.again.popleft() if self.again else self.feed.pull()
+
+    def _may_queue(self, worker: _Worker) -> bool:
+        """Whether a task may wait behind the worker's. A suspect wants workers that become free."""
+        task = worker.task
+        return (
+            task is not None
+            and worker.waiting is None
+            and task.lane == "fresh"
+            and not task.copied
+            and task.cost_seconds <= QUEUE_BEHIND_SECONDS
+            and not (self.solo or self.quiet)
+        )
 
     def _find_stragglers(self, now: float) -> list[Task]:
         """Tasks that have used up their share of the deadline and were not copied yet, the longest at work last."""
@@ -343,10 +375,19 @@ class Scheduler:
                 lanes[task.lane].append(task)
         self.delayed = [(when, task) for when, task in self.delayed if when > now]
 
-    def _release(self, number: int, *, alive: bool) -> Task:
-        task = self.workers[number].task
+    def _release(self, number: int, now: float, *, alive: bool) -> Task:
+        """Takes the task from the worker, which goes on with the one that waits, or is to be started anew."""
+        task, waiting = self.workers[number].task, self.workers[number].waiting
         assert task is not None, f"worker {number} has no task"
-        self.workers[number] = _Worker(state="idle", used=True) if alive else _Worker(state="starting", since=-1.0)
+        if not alive:
+            self.workers[number] = _Worker(state="starting", since=-1.0)
+            if waiting is not None:
+                self.again.appendleft(waiting)
+        elif waiting is not None:
+            waiting.attempts += 1
+            self.workers[number] = _Worker(state="busy", used=True, task=waiting, since=now)
+        else:
+            self.workers[number] = _Worker(state="idle", used=True)
         return task
 
     def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
@@ -408,7 +449,7 @@ def drive(
                 case Ready(worker):
                     scheduler.ready(worker)
                 case Done(worker, info, payload):
-                    scheduler.done(worker, info, payload)
+                    scheduler.done(worker, info, payload, clock())
                 case Failed(worker, cause, message, alive):
                     scheduler.failed(worker, cause, message, clock(), alive=alive)
         for number, message in scheduler.overdue(clock()):

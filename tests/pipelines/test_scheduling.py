@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.scheduling import (
     MAX_TRANSIENT,
+    QUEUE_BEHIND_SECONDS,
     STRAGGLER_SHARE,
     DeadlinePolicy,
     Done,
@@ -75,6 +76,7 @@ class FakeWorker:
     task: Task | None = None
     num_tasks: int = 0
     since: float = 0.0
+    waiting: Task | None = None
 
 
 PATIENCE_SECONDS = 5.0
@@ -100,7 +102,14 @@ class FakeExecutor:
     def submit(self, worker: int, task: Task) -> None:
         place = self.workers[worker]
         assert place.ready
-        assert place.task is None, "two tasks on one worker"
+        if place.task is not None:
+            assert place.waiting is None, "two tasks wait at one worker"
+            assert task.lane == place.task.lane == "fresh", "a suspect waits for no one, and nobody for it"
+            place.waiting = task
+            return
+        self._begin(place, task)
+
+    def _begin(self, place: FakeWorker, task: Task) -> None:
         running = [w.task for w in self.workers.values() if w.task is not None]
         if task.lane != "fresh":
             assert place.num_tasks == 0, "a suspect needs a fresh worker"
@@ -145,7 +154,11 @@ class FakeExecutor:
             return [self._die(number, "worker_died")]
         if nature == "hog" or (nature == "hungry" and beside):
             return [self._die(n, "out_of_memory") for n in [number, *beside]]
-        self.workers[number].task = None
+        place = self.workers[number]
+        place.task = None
+        if place.waiting is not None:
+            waiting, place.waiting = place.waiting, None
+            self._begin(place, waiting)
         if nature == "outage" or (nature == "transient" and self.tries[task.name] < MAX_TRANSIENT):
             return [Failed(number, "transient_error", "503", True)]
         if nature == "bug":
@@ -281,7 +294,7 @@ def test_lost_node_is_nobodys_fault() -> None:
     scheduler.step(0.0)
     scheduler.ready(0)
     scheduler.step(0.0)
-    scheduler.done(0, "fine", None)
+    scheduler.done(0, "fine", None, 0.0)
     assert feed.results == {"a": "fine"}
     assert scheduler.finished
 
@@ -357,8 +370,8 @@ def test_a_copy_waits_while_there_is_other_work() -> None:
 def test_first_copy_counts_and_the_other_worker_is_replaced(first: int) -> None:
     scheduler, feed, _ = straggling()
     scheduler.step(5.0)
-    scheduler.done(first, "first", None)
-    scheduler.done(1 - first, "second, in the same moment", None)
+    scheduler.done(first, "first", None, 5.0)
+    scheduler.done(1 - first, "second, in the same moment", None, 5.0)
     scheduler.failed(1 - first, "worker_died", "or dead, in the same moment", 5.0, alive=False)
     assert feed.results == {"slow": "first"}
     assert feed.ends == {"slow": 1}
@@ -397,3 +410,88 @@ def test_worker_told_to_stop_charges_nobody() -> None:
         scheduler.step(1.0)
     assert (task.failures, task.lane, task.setbacks) == (0, "fresh", 5)
     assert not feed.verdicts
+
+
+# A task that waits behind a short one
+
+
+def queued(cost_seconds: float = 1.0, **of_first: Any) -> tuple[Scheduler, ListFeed, list[Task]]:
+    """Three tasks and one worker, at 0 s."""
+    tasks = [
+        Task("first", None, cost_seconds, **of_first),
+        *(Task(name, None, cost_seconds) for name in ("second", "third")),
+    ]
+    feed = ListFeed(tasks)
+    scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
+    scheduler.ready(0)
+    return scheduler, feed, tasks
+
+
+def test_the_next_task_waits_behind_a_short_one_and_its_clock_starts_with_it() -> None:
+    scheduler, feed, (first, second, third) = queued()
+    assert scheduler.step(0.0).submit == [(0, first), (0, second)]
+    assert (first.attempts, second.attempts, scheduler.num_running) == (1, 0, 1)
+    scheduler.done(0, "done", None, 9.0)
+    assert (second.attempts, scheduler.num_running) == (1, 1)
+    assert scheduler.step(9.0).submit == [(0, third)]
+    assert not scheduler.overdue(19.9)
+    assert [number for number, _ in scheduler.overdue(20.1)] == [0]
+    for name in ("second", "third"):
+        scheduler.done(0, name, None, 21.0)
+    assert feed.results == {"first": "done", "second": "second", "third": "third"}
+    assert scheduler.finished
+
+
+def test_nothing_waits_behind_a_long_task() -> None:
+    scheduler, _, (first, *_) = queued(QUEUE_BEHIND_SECONDS + 0.1)
+    assert scheduler.step(0.0).submit == [(0, first)]
+    assert not scheduler.step(5.0)
+
+
+def test_what_waited_at_a_worker_that_died_goes_back_uncharged() -> None:
+    scheduler, _, (first, second, third) = queued()
+    scheduler.step(0.0)
+    scheduler.failed(0, "worker_died", "killed", 1.0, alive=False)
+    assert (first.lane, second.lane, second.failures, second.attempts) == ("solo", "fresh", 0, 0)
+    scheduler.failed(0, "worker_died", "what waited fell with it", 1.0, alive=False)
+    assert (second.lane, second.failures) == ("fresh", 0)
+    assert scheduler.step(1.0).start == [0]
+    scheduler.ready(0)
+    assert scheduler.step(2.0).submit == [(0, first)], "nothing waits behind a suspect"
+    scheduler.done(0, None, None, 3.0)
+    assert scheduler.step(3.0).submit == [(0, second), (0, third)]
+
+
+def test_a_worker_goes_on_with_what_waits_after_an_error() -> None:
+    scheduler, _, (first, second, _) = queued()
+    scheduler.step(0.0)
+    scheduler.failed(0, "transient_error", "503", 1.0, alive=True)
+    assert (first.setbacks, second.attempts, scheduler.num_running) == (1, 1, 1)
+
+
+def test_workers_drain_for_a_suspect() -> None:
+    scheduler, _, _ = queued()
+    suspect = Task("suspect", None, 1.0, lane="solo")
+    scheduler.step(0.0)
+    scheduler.solo.append(suspect)
+    scheduler.done(0, None, None, 1.0)
+    assert not scheduler.step(1.0), "the worker still has one, and gets no more"
+    scheduler.done(0, None, None, 2.0)
+    assert scheduler.step(2.0).start == [0], "used: the suspect wants a fresh one"
+    scheduler.ready(0)
+    assert scheduler.step(3.0).submit == [(0, suspect)]
+
+
+def test_what_waited_at_a_replaced_worker_is_not_lost() -> None:
+    scheduler, feed, task = straggling()
+    feed.tasks += [Task("other", None, 1.0), Task("waits", None, 1.0), Task("last", None, 1.0)]
+    assert [(n, t.name) for n, t in scheduler.step(0.0).submit] == [(1, "other"), (0, "waits"), (1, "last")]
+    for _ in range(2):
+        scheduler.done(1, None, None, 1.0)
+    assert scheduler.step(5.0).submit == [(1, task)], "the straggler's copy"
+    scheduler.done(1, "copy", None, 6.0)
+    actions = scheduler.step(6.0)
+    assert (actions.start, [(n, t.name) for n, t in actions.submit]) == ([0], [(1, "waits")])
+    scheduler.done(1, None, None, 7.0)
+    assert scheduler.finished
+    assert feed.ends == {"slow": 1, "other": 1, "waits": 1, "last": 1}
