@@ -24,7 +24,8 @@ from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, decode_frames, frames_collected, motion_vectors
 from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, require_uniform
 from ov2_core.media.image import load_image
-from ov2_core.media.probe import VideoProbe, probe_video, restrict
+from ov2_core.media.kept import KeptPackets
+from ov2_core.media.probe import VideoProbe, probe_video, probed_and_kept, restrict
 from ov2_core.signals.frame import BlockSignals
 from ov2_core.tokenize_legacy import legacy_canvases
 from ov2_core.tokenized import Group, TokenizedVideo
@@ -65,16 +66,25 @@ def tokenize_video(
     if config.policy == "legacy":
         bit_cost_reader()  # before anything is opened
     clock = _Clock()
-    probe = probe_video(
-        source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=config.max_source_px
-    )
+    limit = config.max_source_px
+    if config.mode == "codec" and start_seconds is None and end_seconds is None:
+        kept = KeptPackets(export_vectors=config.reads_vectors, loop_filter=config.loop_filter)
+        with probed_and_kept(source, kept, max_source_px=limit) as probe:
+            return _tokenize(source, probe, config, clock, kept)
+    probe = probe_video(source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=limit)
+    return _tokenize(source, probe, config, clock, None)
+
+
+def _tokenize(
+    source: Source, probe: VideoProbe, config: TokenizerConfig, clock: "_Clock", kept: KeptPackets | None
+) -> TokenizedVideo:
     clock.lap("probe")
     stats = DecodeStats()
     flags = set(probe.flags)
     every_frame = False
     while True:
         if config.mode == "codec":
-            result = _tokenize_codec(source, probe, config, stats, clock, every_frame=every_frame)
+            result = _tokenize_codec(source, probe, config, stats, clock, kept, every_frame=every_frame)
         else:
             result = _tokenize_uniform(source, probe, config, stats, clock)
         if isinstance(result, TokenizedVideo):
@@ -186,6 +196,7 @@ def _tokenize_codec(
     config: TokenizerConfig,
     stats: DecodeStats,
     clock: _Clock,
+    kept: KeptPackets | None,
     *,
     every_frame: bool,
 ) -> _Outcome | None:
@@ -216,7 +227,7 @@ def _tokenize_codec(
     stands_for = np.diff(shown, append=probe.num_frames)
     group, count = 0, 0
     open_group = _open_group(layout, probe, config, ends, canvases, 0)
-    signalled = _signalled_frames(source, probe, config, layout, shown, stats, clock)
+    signalled = _signalled_frames(source, probe, config, layout, shown, stats, clock, kept)
     for index, signals, frame in signalled:
         if index != shown[count]:
             return np.array([*range(count), index, *(i for i, *_ in signalled)], np.int64) if whole else None
@@ -303,6 +314,7 @@ def _signalled_frames(
     shown: npt.NDArray[np.int64],
     stats: DecodeStats,
     clock: _Clock,
+    kept: KeptPackets | None = None,
 ) -> Iterator[tuple[int, BlockSignals, Any]]:
     """Every frame that is looked at as (index, signals, av.VideoFrame)."""
     extractor = layout.extractor(
@@ -321,6 +333,7 @@ def _signalled_frames(
             seek=False,
             export_vectors=config.reads_vectors,
             loop_filter=config.loop_filter,
+            kept=kept,
         )
         previous = -1
         for index, frame in frames:

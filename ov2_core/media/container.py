@@ -92,6 +92,19 @@ def limit_pixels(stream: Any, max_px: int, **options: str) -> None:
     stream.codec_context.options = {"max_pixels": str(max_px), **options}
 
 
+def configure(stream: Any, *, export_vectors: bool, loop_filter: bool = True) -> None:
+    """One thread, and motion vectors as side data where they are wanted. Before the first packet is decoded."""
+    context = stream.codec_context
+    context.thread_count = 1
+    context.thread_type = "NONE"
+    limit_pixels(
+        stream,
+        max(MAX_SOURCE_PX, context.width * context.height),  # the probe has let that size pass
+        **({"flags2": "+export_mvs"} if export_vectors else {}),
+        **({} if loop_filter else {"skip_loop_filter": "all"}),
+    )
+
+
 def _is_cover(stream: Any) -> bool:
     disposition = stream.disposition
     flag = getattr(type(disposition), "attached_pic", None)

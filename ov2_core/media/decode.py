@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
+from ov2_core.media.container import Source, configure, open_video
+from ov2_core.media.kept import KeptPackets
 from ov2_core.media.probe import VideoProbe
 from ov2_core.storage.failpoint import failpoint
 
@@ -141,6 +142,7 @@ def decode_frames(
     seek: bool = True,
     export_vectors: bool = False,
     loop_filter: bool = True,
+    kept: KeptPackets | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index in the probe, av.VideoFrame), indices strictly ascending.
 
@@ -151,7 +153,12 @@ def decode_frames(
         seek: jump over stretches without a wanted frame where keyframes allow it.
         export_vectors: export motion vectors as side data (H.264, MPEG-4 and older; other codecs give none).
         loop_filter: False leaves the loop filters of H.264 and HEVC out, without `seek`.
+        kept: what probing this file has left of it (kept.py), used up now; the file is opened anew where that is nothing. It has
+            options of its own, and there is no seeking in it.
     """
+    if kept is not None and kept.usable:
+        yield from _decode_kept(kept, probe, wanted, stats)
+        return
     if wanted is not None and probe.pts_T is not None and seek:
         done = -1
         try:
@@ -161,8 +168,6 @@ def decode_frames(
             return
         except _SeekMissedError:
             wanted = [i for i in wanted if i > done]
-    chosen = None if wanted is None else set(wanted)
-    last_index = probe.num_frames - 1 if wanted is None else max(wanted, default=-1)
     seeks = probe.pts_T is not None and probe.num_skipped > 0 and _lands_before(source, int(probe.pts_T[0]))
     with open_video(source, stage="tokenize") as (container, stream):
         configure(stream, export_vectors=export_vectors, loop_filter=loop_filter)
@@ -170,12 +175,30 @@ def decode_frames(
             assert probe.pts_T is not None
             container.seek(int(probe.pts_T[0]), stream=stream, backward=True)
         packets = _needed(container.demux(stream), probe, wanted)
-        for index, frame in _indexed(decoded(packets, stream, stats), probe, stats):
-            if chosen is None or index in chosen:
-                yield index, frame
-            del frame
-            if index >= last_index:
-                return
+        yield from _wanted(_indexed(decoded(packets, stream, stats), probe, stats), probe, wanted)
+
+
+def _decode_kept(
+    kept: KeptPackets, probe: VideoProbe, wanted: Sequence[int] | None, stats: DecodeStats
+) -> Iterator[tuple[int, Any]]:
+    stream, first, packets = kept.take()
+    frames = decoded(_needed(packets, probe, wanted), stream, stats, first)
+    del first
+    yield from _wanted(_indexed(frames, probe, stats), probe, wanted)
+
+
+def _wanted(
+    frames: Iterator[tuple[int, Any]], probe: VideoProbe, wanted: Sequence[int] | None
+) -> Iterator[tuple[int, Any]]:
+    """Up to the last that is wanted."""
+    chosen = None if wanted is None else set(wanted)
+    last_index = probe.num_frames - 1 if wanted is None else max(wanted, default=-1)
+    for index, frame in frames:
+        if chosen is None or index in chosen:
+            yield index, frame
+        del frame
+        if index >= last_index:
+            return
 
 
 def motion_vectors(frame: Any) -> npt.NDArray[np.void] | None:
@@ -236,22 +259,18 @@ def _needed(packets: Iterator[Any], probe: VideoProbe, wanted: Sequence[int] | N
     return (packet for packet in packets if packet.pts not in stamps)
 
 
-def configure(stream: Any, *, export_vectors: bool, loop_filter: bool = True) -> None:
-    """One thread, and motion vectors as side data where they are wanted. Before the first packet is decoded."""
-    stream.codec_context.thread_count = 1
-    stream.codec_context.thread_type = "NONE"
-    context = stream.codec_context
-    limit_pixels(
-        stream,
-        max(MAX_SOURCE_PX, context.width * context.height),  # the probe has let that size pass
-        **({"flags2": "+export_mvs"} if export_vectors else {}),
-        **({} if loop_filter else {"skip_loop_filter": "all"}),
-    )
+def decoded(packets: Iterator[Any], stream: Any, stats: DecodeStats, first: Sequence[Any] = ()) -> Iterator[Any]:
+    """Frames of the packets, in displayed order. Where the source fails, what the decoder still holds is given out first.
 
-
-def decoded(packets: Iterator[Any], stream: Any, stats: DecodeStats) -> Iterator[Any]:
-    """Frames of the packets, in displayed order. Where the source fails, what the decoder still holds is given out first."""
+    first: frames that were decoded before.
+    """
+    frames = [*first]
+    del first
     while True:
+        while frames:
+            stats.corrupt_frames += bool(frames[0].is_corrupt)
+            failpoint("mid_decode")
+            yield frames.pop(0)
         try:
             packet = next(packets)
         except StopIteration:
@@ -265,11 +284,6 @@ def decoded(packets: Iterator[Any], stream: Any, stats: DecodeStats) -> Iterator
             frames = packet.decode()
         except av.error.FFmpegError:
             stats.decode_errors += 1
-            continue
-        while frames:
-            stats.corrupt_frames += bool(frames[0].is_corrupt)
-            failpoint("mid_decode")
-            yield frames.pop(0)
 
 
 def _indexed(frames: Iterator[Any], probe: VideoProbe, stats: DecodeStats) -> Iterator[tuple[int, Any]]:

@@ -24,8 +24,8 @@ import av.error
 import numpy as np
 
 from ov2_core.errors import BadItemError
-from ov2_core.media.container import CONTAINER_FORMATS, Source, choose_stream
-from ov2_core.media.decode import DecodeStats, configure, decoded
+from ov2_core.media.container import CONTAINER_FORMATS, Source, choose_stream, configure
+from ov2_core.media.decode import DecodeStats, decoded
 from ov2_core.media.probe import anchor_distances
 
 _Item = TypeVar("_Item")

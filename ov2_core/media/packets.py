@@ -11,6 +11,7 @@ from typing import Any
 
 import av.error
 
+from ov2_core.media.kept import KeptPackets
 from ov2_core.media.reference import discardable_test
 
 INDEXED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -41,15 +42,26 @@ class _OddError(Exception):
     """The range cannot be told from a part of the file."""
 
 
-def demux(container: Any, stream: Any) -> Packets:
-    """All packets. A file that breaks off gives those before, and `failed`."""
+def demux(container: Any, stream: Any, kept: KeptPackets | None = None) -> Packets:
+    """All packets. A file that breaks off gives those before, and `failed`.
+
+    kept: takes them too, and the first frame.
+    """
     packets = Packets()
     is_discardable = discardable_test(stream.codec_context.codec.canonical_name, stream.codec_context.extradata)
+    first = None
     try:
         for packet in container.demux(stream):
-            _add(packets, packet, stream, is_discardable)
+            if kept is not None:
+                kept.add(packet)
+            if first is None and packet.size:
+                first = packet
+            _add(packets, packet, is_discardable)
     except av.error.FFmpegError:
         packets.failed = True
+    if first is not None:
+        frame = None if kept is None or packets.failed else kept.first_frame(stream)
+        packets.rotation_degrees = _rotation(stream, first) if frame is None else _turn(frame)
     return packets
 
 
@@ -87,7 +99,9 @@ def _head(container: Any, stream: Any) -> Packets:
     packets = Packets(ended=False)
     earliest: int | None = None
     for packet in container.demux(stream):
-        _add(packets, packet, stream, lambda _: False)
+        if packets.total == 0 and packet.size:
+            packets.rotation_degrees = _rotation(stream, packet)
+        _add(packets, packet, lambda _: False)
         if not packets.pts:
             continue
         pts, dts = packets.pts[-1], packets.dts[-1]
@@ -109,7 +123,7 @@ def _read_until(container: Any, stream: Any, last: float | None) -> Packets:
     behind: int | None = None
     for packet in container.demux(stream):
         num_before = len(packets.pts)
-        _add(packets, packet, stream, is_discardable)
+        _add(packets, packet, is_discardable)
         if len(packets.pts) == num_before:
             continue
         pts, dts = packets.pts[-1], packets.dts[-1]
@@ -123,11 +137,9 @@ def _read_until(container: Any, stream: Any, last: float | None) -> Packets:
     return packets
 
 
-def _add(packets: Packets, packet: Any, stream: Any, is_discardable: Any) -> None:
+def _add(packets: Packets, packet: Any, is_discardable: Any) -> None:
     if packet.size == 0:
         return
-    if packets.total == 0:
-        packets.rotation_degrees = _rotation(stream, packet)
     packets.total += 1
     packets.failed |= packet.is_corrupt
     if packet.is_discard:
@@ -146,4 +158,9 @@ def _rotation(stream: Any, packet: Any) -> int:
         frames = [*packet.decode(), *stream.codec_context.decode(None)]
     except (av.error.FFmpegError, EOFError):
         return 0
-    return round(frames[0].rotation / 90) * 90 % 360 if frames else 0
+    return _turn(frames[0]) if frames else 0
+
+
+def _turn(frame: Any) -> int:
+    degrees: int = round(frame.rotation / 90) * 90 % 360
+    return degrees

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
+from ov2_core.media.kept import KeptPackets
 from ov2_core.media.packets import Packets, demux, demux_range
 from ov2_core.media.timeline import Timeline, fit_timeline
 from schemas.video import ProbeRecord
@@ -116,12 +117,23 @@ def probe_video(
                 if part is not None:
                     return _describe(container, stream, part, start_seconds, end_seconds)
     with _opened(source, max_source_px) as (container, stream):
-        packets = demux(container, stream)
-        if not packets.size:
-            raise BadItemError(
-                "no_decodable_frame", "the video stream holds no packet; the file is cut off or empty", stage="probe"
-            )
-        return _describe(container, stream, packets, start_seconds, end_seconds)
+        return _describe(container, stream, _demuxed(container, stream), start_seconds, end_seconds)
+
+
+@contextmanager
+def probed_and_kept(source: Source, kept: KeptPackets, *, max_source_px: int = MAX_SOURCE_PX) -> Iterator[VideoProbe]:
+    """Probe a whole video as probe_video does, and leave it open, so that `kept` can be decoded."""
+    with _opened(source, max_source_px) as (container, stream):
+        yield _describe(container, stream, _demuxed(container, stream, kept), None, None)
+
+
+def _demuxed(container: Any, stream: Any, kept: KeptPackets | None = None) -> Packets:
+    packets = demux(container, stream, kept)
+    if not packets.size:
+        raise BadItemError(
+            "no_decodable_frame", "the video stream holds no packet; the file is cut off or empty", stage="probe"
+        )
+    return packets
 
 
 @contextmanager
