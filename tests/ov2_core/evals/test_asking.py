@@ -127,11 +127,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             act = self.server.script.pop(0) if self.server.script else "answer"
             self.server.now += 1
             self.server.most = max(self.server.most, self.server.now)
-        try:
-            self.reply(act)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
+        if act == "slow":
+            time.sleep(0.03)
+        with self.server.lock:  # before the reply: the client may ask again as soon as it has it
+            self.server.now -= 1
+        self.reply(act)
 
     def reply(self, act):
         text = json.dumps({"choices": [{"message": {"role": "assistant", "content": "[0.5]"}}]}).encode()
@@ -139,8 +139,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if act == "drop":
             self.connection.close()
             return
-        if act == "slow":
-            time.sleep(0.03)
         if act == "hang":
             self.server.stop.wait(30)
             return
