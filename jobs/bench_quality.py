@@ -25,8 +25,9 @@ from ov2_core.evals.evidence import (
     score_events,
     with_source_pixels,
 )
-from ov2_core.media.decode import DecodeStats, Scaler, decode_frames
+from ov2_core.media.decode import DecodeStats, decode_frames
 from ov2_core.media.probe import VideoProbe, probe_video
+from ov2_core.media.scale import Scaler
 from ov2_core.tokenize_video import tokenize_video
 from ov2_core.tokenized import TokenizedVideo
 

@@ -6,13 +6,12 @@ Here the kernels of tokenizer/ and signals/ meet media/; tokenize_video.py and t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ov2_core.config import TokenizerConfig
-from ov2_core.media.decode import LumaReader, Scaler
+from ov2_core.media.scale import Scaler
 from ov2_core.signals.cells import CellGrid
 from ov2_core.signals.frame import SignalExtractor
 from ov2_core.tokenizer.canvas import block_positions, copy_blocks, frame_positions
@@ -59,11 +58,11 @@ class CanvasLayout:
             full_chroma=config.jpeg_subsampling == "4:4:4",
         )
 
-    def cells(self, rotation_degrees: int) -> "CellReader":
-        """From decoded frames to what the signals are computed on."""
+    def cells(self, rotation_degrees: int) -> CellGrid:
+        """From the luma of decoded frames to what the signals are computed on."""
         turns = rotation_degrees // 90
         rows, columns = (self.columns, self.rows) if turns % 2 else (self.rows, self.columns)
-        return CellReader(CellGrid(rows=rows, columns=columns, turns=turns), LumaReader())
+        return CellGrid(rows=rows, columns=columns, turns=turns)
 
     def extractor(
         self, *, coded_height_px: int, coded_width_px: int, rotation_degrees: int, config: TokenizerConfig
@@ -78,18 +77,6 @@ class CanvasLayout:
             turns=rotation_degrees // 90,
             features=config.policy == "evidence",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class CellReader:
-    """Cells (signals/cells.py) of decoded frames."""
-
-    grid: CellGrid
-    luma: LumaReader
-
-    def __call__(self, frame: Any) -> npt.NDArray[np.float32]:
-        """[rows * 7, columns * 7], upright, of an av.VideoFrame."""
-        return self.grid(*self.luma(frame))
 
 
 def pack_group(

@@ -15,8 +15,9 @@ from ov2_core.canvas_layout import CanvasLayout, pack_group
 from ov2_core.config import TokenizerConfig
 from ov2_core.media.bit_cost import keyframe_numbers, read_bit_cost
 from ov2_core.media.container import Source
-from ov2_core.media.decode import DecodeStats, Scaler, decode_frames
+from ov2_core.media.decode import DecodeStats, decode_frames
 from ov2_core.media.probe import VideoProbe
+from ov2_core.media.scale import Scaler
 from ov2_core.tokenizer.group import FramePick
 from ov2_core.tokenizer.legacy import (
     GROUP_FRAMES,

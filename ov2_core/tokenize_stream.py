@@ -309,7 +309,8 @@ class _Stretch:
         """The next frame; its own pixels are let go."""
         frame = live.frame
         vectors = motion_vectors(frame) if self._config.reads_vectors else None
-        item = (live, seconds, self._cells(frame), vectors, self._scaler.scaled(frame))
+        look = self._scaler.look(frame)
+        item = (live, seconds, self._cells(*look.luma()), vectors, look.scaled())
         live.frame = None
         self._stats.num_frames += 1
         made: list[StreamGroup] = []

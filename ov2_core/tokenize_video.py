@@ -9,9 +9,7 @@ damaged file), the clip is tokenized again on the frames that do.
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +24,7 @@ from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, r
 from ov2_core.media.image import load_image
 from ov2_core.media.kept import KeptPackets
 from ov2_core.media.probe import VideoProbe, probe_video, probed_and_kept, restrict
+from ov2_core.media.scale import Look, Scaler
 from ov2_core.signals.frame import BlockSignals
 from ov2_core.tokenize_legacy import legacy_canvases
 from ov2_core.tokenized import Group, TokenizedVideo
@@ -227,17 +226,17 @@ def _tokenize_codec(
     stands_for = np.diff(shown, append=probe.num_frames)
     group, count = 0, 0
     open_group = _open_group(layout, probe, config, ends, canvases, 0)
-    signalled = _signalled_frames(source, probe, config, layout, shown, stats, clock, kept)
-    for index, signals, frame in signalled:
+    signalled = _signalled_frames(source, probe, config, layout, scaler, shown, stats, clock, kept)
+    for index, signals, look in signalled:
         if index != shown[count]:
             return np.array([*range(count), index, *(i for i, *_ in signalled)], np.int64) if whole else None
         open_group.push(
             int(probe.timeline.ticks_T[index]),
             signals,
-            partial(scaler.scaled, frame),
+            look.scaled,
             stands_for=int(stands_for[count]),
         )
-        del frame
+        del look
         count += 1
         if count == ends[group + 1]:
             picks = open_group.close()
@@ -311,12 +310,13 @@ def _signalled_frames(
     probe: VideoProbe,
     config: TokenizerConfig,
     layout: CanvasLayout,
+    scaler: Scaler,
     shown: npt.NDArray[np.int64],
     stats: DecodeStats,
     clock: _Clock,
     kept: KeptPackets | None = None,
-) -> Iterator[tuple[int, BlockSignals, Any]]:
-    """Every frame that is looked at as (index, signals, av.VideoFrame)."""
+) -> Iterator[tuple[int, BlockSignals, Look]]:
+    """Every frame that is looked at as (index, signals, its look)."""
     extractor = layout.extractor(
         coded_height_px=probe.coded_height_px,
         coded_width_px=probe.coded_width_px,
@@ -340,14 +340,15 @@ def _signalled_frames(
             clock.lap("decode")
             back, ahead = probe.anchor_distance_T2[index].tolist()
             vectors = motion_vectors(frame) if config.reads_vectors else None
+            look = scaler.look(frame)
             signals = extractor.extract(
-                cells(frame), vectors=vectors, frames_back=back, frames_ahead=ahead, step=index - previous
+                cells(*look.luma()), vectors=vectors, frames_back=back, frames_ahead=ahead, step=index - previous
             )
-            del vectors
+            del vectors, frame
             previous = index
             clock.lap("signals")
-            yield index, signals, frame
-            del frame
+            yield index, signals, look
+            del look
             if config.reads_vectors:
                 collect()
 

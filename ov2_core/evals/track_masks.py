@@ -18,8 +18,9 @@ from ov2_core.evals.evaluate import Suite
 from ov2_core.evals.item import ItemScore, TruthItem
 from ov2_core.evals.masks import TRACK_FPS, MaskPropagator
 from ov2_core.evals.tracking import score_with_masks
-from ov2_core.media.decode import DecodeStats, Scaler, decode_frames
+from ov2_core.media.decode import DecodeStats, decode_frames
 from ov2_core.media.probe import probe_video
+from ov2_core.media.scale import Scaler
 
 
 def with_masks(suite: Suite, propagator: MaskPropagator) -> Suite:

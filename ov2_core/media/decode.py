@@ -1,24 +1,20 @@
 """Decoding: frames of a probed range, once, in presentation order, each with its index in the probe.
 
 One thread: frame threading makes error concealment depend on timing, and workers are parallel over videos anyway.
-Damaged packets are counted and passed over; what decodes is kept. `Scaler` brings frames whose pixels may be wanted to canvas size
-as planar YUV in one swscale call; only those that are shown are turned to RGB (JPEG halves the chroma anyway). Decoded frames
-are not held back: a decoder that gets its buffers back at once works in warm memory (docs/LOG.md).
+Damaged packets are counted and passed over; what decodes is kept. Decoded frames are not held back: a decoder that gets its
+buffers back at once works in warm memory (docs/LOG.md).
 """
 
 import gc
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import av.error
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
 
 from ov2_core.media.container import Source, configure, open_video
 from ov2_core.media.kept import KeptPackets
@@ -65,72 +61,6 @@ class DecodeStats:
     corrupt_frames: int = 0
     unexpected_frames: int = 0
     """Frames whose time stamp the probe does not know, or that came twice."""
-
-
-class Scaler:
-    """Scales decoded frames to canvas size and turns them upright. Keeps swscale's context between frames.
-
-    Args:
-        width_px, height_px: size of the upright result, even.
-        rotation_degrees: the probe's.
-        full_chroma: keep colour at full size (YUV 4:4:4) rather than at half (4:2:0, as JPEG stores it by default).
-    """
-
-    def __init__(self, *, width_px: int, height_px: int, rotation_degrees: int, full_chroma: bool = False) -> None:
-        self._turns = rotation_degrees // 90
-        self._size = (height_px, width_px) if self._turns % 2 else (width_px, height_px)
-        self._format = "yuv444p" if full_chroma else "yuv420p"
-        self._scaler = VideoReformatter()
-        self._to_rgb = VideoReformatter()
-        self._planes_to_rgb = VideoReformatter()
-
-    def scaled(self, frame: Any) -> Any:
-        """The frame at (unturned) canvas size, planar YUV, area-averaged."""
-        return self._scaler.reformat(frame, *self._size, self._format, interpolation="AREA", threads=1)
-
-    def rgb(self, scaled: Any) -> npt.NDArray[np.uint8]:
-        """[H, W, 3] upright RGB of a scaled frame."""
-        return self.upright(self._to_rgb.reformat(scaled, format="rgb24", threads=1).to_ndarray())
-
-    def planes(self, scaled: Any) -> list[npt.NDArray[np.uint8]]:
-        """Upright Y, U and V of a scaled frame; views of it."""
-        planes = (np.frombuffer(p, np.uint8).reshape(p.height, -1)[:, : p.width] for p in scaled.planes)
-        return [np.rot90(plane, self._turns) for plane in planes]
-
-    def rgb_of_planes(self, planes: Sequence[npt.NDArray[np.uint8]], like: Any) -> npt.NDArray[np.uint8]:
-        """[H, W, 3] RGB of upright planes whose values mean what those of the scaled frame `like` mean."""
-        width = planes[0].shape[1]
-        packed = np.concatenate([plane.reshape(-1) for plane in planes])
-        shape = (3, -1, width) if self._format == "yuv444p" else (-1, width)
-        frame = av.VideoFrame.from_ndarray(packed.reshape(shape), format=self._format)
-        frame.colorspace, frame.color_range = like.colorspace, like.color_range
-        return np.asarray(self._planes_to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray(), np.uint8)
-
-    def upright(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turn an [H, W, ...] array of the decoded frame upright."""
-        return np.ascontiguousarray(np.rot90(array, self._turns)) if self._turns else array
-
-
-_LUMA_FIRST = re.compile(
-    r"(?:yuvj?|yuva)4\d\dp(?P<bits>9|10|12|14|16)?(?:le)?|gray(?P<gray>9|10|12|14|16)?(?:le)?|nv(?:12|16|21)"
-)
-
-
-class LumaReader:
-    """Luma planes of decoded frames, as they are where they can be read, else converted. Keeps swscale's context."""
-
-    def __init__(self) -> None:
-        self._to_gray = VideoReformatter()
-
-    def __call__(self, frame: Any) -> tuple[npt.NDArray[Any], int]:
-        """([H, W] luma of an av.VideoFrame, bits of a value). A view of the frame where its first plane is luma alone."""
-        known = _LUMA_FIRST.fullmatch(frame.format.name)
-        if known is None:
-            frame = self._to_gray.reformat(frame, format="gray8", threads=1)
-        bits = 8 if known is None else int(known["bits"] or known["gray"] or 8)
-        plane = frame.planes[0]
-        luma = np.frombuffer(plane, np.uint8 if bits == 8 else np.dtype("<u2")).reshape(plane.height, -1)
-        return luma[:, : plane.width], bits
 
 
 def decode_frames(

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ov2_core.errors import BadItemError
-from ov2_core.media.decode import DecodeStats, Scaler, decode_frames
+from ov2_core.media.decode import DecodeStats, decode_frames
 from ov2_core.media.probe import VideoProbe, probe_video
+from ov2_core.media.scale import Scaler
 from ov2_core.spatial.readers.arkit import validated
 from ov2_core.spatial.readers.boxes import box_record, masks_of_boxes, require_z_up, spread
 from ov2_core.spatial.readers.depth_bin import count_depth_frames, read_depth_frames
