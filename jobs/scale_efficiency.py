@@ -1,7 +1,7 @@
 """Short clips by `ov2 tokenize`'s workers against as many plain processes: what Ray, the scheduler and the store cost.
 
-Enters: how many clips and workers. Leaves: wall and CPU seconds of both, their quotients, and how busy the workers were. The plain
-processes make the same samples and write and commit the same shards, each half of them (or an n-th), one video after the
+Enters: how many clips, how long, and workers. Leaves: wall and CPU seconds of both, their quotients, and how busy the
+cores were. The plain processes make the same samples and write and commit the same shards, each half of them (or an n-th), one video after the
 other: nobody schedules, nothing is handed on. Seconds count from the first video's begin to the last commit, so that neither
 imports nor the start of Ray are in them. Both are run in turn; of each the fastest counts, since what disturbs only slows.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.process_tree import CpuWatch
 from ov2_core import config as configs
 from ov2_core.config import RunConfig, recipe, with_overrides
 from ov2_core.evals.clips import write_rope_clip
@@ -32,9 +33,11 @@ CONFIG = with_overrides(recipe("codec-8"), {"shards.max_samples": "4"})
 NUM_FILES = 12
 
 
-def measure_efficiency(folder: Path, *, num_clips: int, workers: int, repeats: int = 3) -> dict[str, Any]:
+def measure_efficiency(
+    folder: Path, *, num_clips: int, clip_seconds: float, workers: int, repeats: int = 3
+) -> dict[str, Any]:
     """Makes the clips and the plan, then runs both kinds in turn."""
-    manifest = write_clips(folder, num_clips)
+    manifest = write_clips(folder, num_clips, seconds=clip_seconds)
     plan_videos(str(manifest), Store(folder / "plan"), CONFIG, RunOptions(workers=0, progress="off"))
     ours, bare = [], []
     for _ in range(repeats):
@@ -45,25 +48,27 @@ def measure_efficiency(folder: Path, *, num_clips: int, workers: int, repeats: i
     best, plain = (min(runs, key=lambda one: one["wall_seconds"]) for runs in (ours, bare))
     return {
         "clips": num_clips,
+        "clip_seconds": clip_seconds,
         "workers": workers,
         "repeats": repeats,
         "wall_seconds": best["wall_seconds"],
         "bare_seconds": plain["wall_seconds"],
         "efficiency": plain["wall_seconds"] / best["wall_seconds"],
-        "busy": best["made_seconds"] / (workers * best["wall_seconds"]),
+        "busy": best["tree_cpu_seconds"] / (workers * best["wall_seconds"]),
+        "bare_busy": plain["tree_cpu_seconds"] / (workers * plain["wall_seconds"]),
         "cpu_efficiency": min(one["cpu_seconds"] for one in bare) / min(one["cpu_seconds"] for one in ours),
         "ours": ours,
         "bare": bare,
     }
 
 
-def write_clips(folder: Path, num_clips: int) -> Path:
-    """NUM_FILES clips of 2 s at 640 x 360, and a manifest that names each several times."""
+def write_clips(folder: Path, num_clips: int, *, seconds: float) -> Path:
+    """NUM_FILES clips at 640 x 360, and a manifest that names each several times."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(NUM_FILES):
         path = folder / f"clip-{seed}.mp4"
         if not path.exists():
-            write_rope_clip(path, seed=seed, seconds=2.0)
+            write_rope_clip(path, seed=seed, seconds=seconds)
     rows = [{"video": f"clip-{number % NUM_FILES}.mp4", "id": f"v{number}"} for number in range(num_clips)]
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -95,8 +100,9 @@ def _by_workers(folder: Path, manifest: Path, workers: int) -> dict[str, float]:
     times.unlink(missing_ok=True)
     shutil.copytree(folder / "plan", run)
     options = RunOptions(workers=workers, progress="off")
-    tokenize_videos(str(manifest), Store(run), CONFIG, options, make=TimedMake(str(times)))
-    return _spent([times], [run])
+    with CpuWatch() as watch:
+        tokenize_videos(str(manifest), Store(run), CONFIG, options, make=TimedMake(str(times)))
+    return _spent([times], [run], watch)
 
 
 def _by_processes(folder: Path, workers: int) -> dict[str, float]:
@@ -107,21 +113,24 @@ def _by_processes(folder: Path, workers: int) -> dict[str, float]:
     for path in times:
         path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "jobs.scale_efficiency", str(run)]
-    processes = [
-        subprocess.Popen([*command, str(number), str(workers), str(path)]) for number, path in enumerate(times)
-    ]
-    if any([process.wait() for process in processes]):
-        raise RuntimeError("bench scale: a plain process failed; its words stand above")
-    return _spent(times, [run])
+    with CpuWatch() as watch:
+        processes = [
+            subprocess.Popen([*command, str(number), str(workers), str(path)]) for number, path in enumerate(times)
+        ]
+        if any([process.wait() for process in processes]):
+            raise RuntimeError("bench scale: a plain process failed; its words stand above")
+    return _spent(times, [run], watch)
 
 
-def _spent(times: list[Path], runs: list[Path]) -> dict[str, float]:
-    """Wall from the first begin to the last commit, seconds in which videos were made, CPU seconds of them."""
+def _spent(times: list[Path], runs: list[Path], watch: CpuWatch) -> dict[str, float]:
+    """Wall from the first begin to the last commit and CPU seconds of all processes meanwhile; of making videos: both."""
     made = [[float(field) for field in line.split()] for path in times for line in path.read_text().splitlines()]
     unix = time.time() - time.monotonic()
     ended = max(record.finished_unix_seconds for run in runs for record in iter_commits(Store(run))) - unix
+    first = min(began for began, _, _ in made)
     return {
-        "wall_seconds": ended - min(began for began, _, _ in made),
+        "wall_seconds": ended - first,
+        "tree_cpu_seconds": watch.between(first, ended),
         "made_seconds": sum(end - began for began, end, _ in made),
         "cpu_seconds": sum(cpu for _, _, cpu in made),
     }

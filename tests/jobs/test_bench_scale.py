@@ -48,21 +48,23 @@ def test_plain_processes_write_what_the_pipeline_writes(
     monkeypatch.setattr(scale_efficiency, "NUM_FILES", 6)
     for seed in range(6):
         (tmp_path / f"clip-{seed}.mp4").write_bytes((clip_folder / f"clip_{seed}.mp4").read_bytes())
-    manifest = scale_efficiency.write_clips(tmp_path, 10)
+    manifest = scale_efficiency.write_clips(tmp_path, 10, seconds=2.0)
     run, times = tmp_path / "ours", tmp_path / "seconds.txt"
     options = scale_efficiency.RunOptions(workers=0, progress="off")
     for folder in (run, tmp_path / "bare"):
         scale_efficiency.plan_videos(str(manifest), Store(folder), scale_efficiency.CONFIG, options)
     make = scale_efficiency.TimedMake(str(times))
-    scale_efficiency.tokenize_videos(str(manifest), Store(run), scale_efficiency.CONFIG, options, make=make)
+    with scale_efficiency.CpuWatch(pause_seconds=0.02) as watch:
+        scale_efficiency.tokenize_videos(str(manifest), Store(run), scale_efficiency.CONFIG, options, make=make)
     for number in range(2):
         scale_efficiency.make_share(str(tmp_path / "bare"), number, 2, str(tmp_path / f"{number}.txt"))
     digests = scale_efficiency.digests(Store(run))
     assert len(digests) == 3
     assert digests == scale_efficiency.digests(Store(tmp_path / "bare"))
     assert len(times.read_text().splitlines()) == 10
-    spent = scale_efficiency._spent([times], [run])
+    spent = scale_efficiency._spent([times], [run], watch)
     assert 0 < spent["made_seconds"] <= spent["wall_seconds"]
+    assert spent["tree_cpu_seconds"] > 0
 
 
 def test_broken_limits_are_named_and_set_the_exit_code(
@@ -86,20 +88,24 @@ def test_every_part_has_words_and_limits() -> None:
     plan = {"rows": 1, "shards": 1, "wall_seconds": 901, "cpu_seconds": 1, "tree_cpu_seconds": 1, "peak_rss_mib": 1}
     restore = {"shards": 1, "commit_bytes": 1, "summary_bytes": 1, "restore_seconds": 1, "status_seconds": 1}
     few = {"rows": 1, "plan_peak_rss_mib": 100, "peak_rss_mib": 100}
+    efficiency = {
+        "clips": 1,
+        "clip_seconds": 10.0,
+        "workers": 2,
+        "wall_seconds": 1,
+        "bare_seconds": 1,
+        "efficiency": 0.93,
+        "busy": 0.94,
+        "bare_busy": 1.0,
+        "cpu_efficiency": 1,
+    }
     found = {
         "plan": {**plan, "tree_peak_mib": 1},
         "restore": {**restore, "first_look_seconds": 1},
         "memory": {"few": few, "many": few, "growth": 1.0},
         "overhead": {"rows": 1, "driver_ms_per_video": 1},
-        "efficiency": {
-            "clips": 1,
-            "workers": 2,
-            "wall_seconds": 1,
-            "bare_seconds": 1,
-            "efficiency": 0.93,
-            "busy": 0.94,
-            "cpu_efficiency": 1,
-        },
+        "efficiency": efficiency,
+        "short-clips": efficiency,
     }
     text = table_text({part: {**one, **machine} for part, one in found.items()})
     assert len(text.splitlines()) == 2 + len(bench_scale.PARTS) + 2
