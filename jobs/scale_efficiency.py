@@ -1,9 +1,10 @@
 """Short clips by `ov2 tokenize`'s workers against as many plain processes: what Ray, the scheduler and the store cost.
 
 Enters: how many clips, how long, and workers. Leaves: wall and CPU seconds of both, their quotients, and how busy the
-cores were. The plain processes make the same samples and write and commit the same shards, each half of them (or an n-th), one video after the
-other: nobody schedules, nothing is handed on. Seconds count from the first video's begin to the last commit, so that neither
-imports nor the start of Ray are in them. Both are run in turn; of each the fastest counts, since what disturbs only slows.
+cores were. The plain processes make the same samples and write and commit the same shards, each half of them (or an n-th),
+one video after the other: nobody schedules, nothing is handed on. Seconds count from the first video's begin to the last
+commit, so that neither imports nor the start of Ray are in them. Both are run in turn; of each the fastest counts, since
+what disturbs only slows.
 """
 
 import json
