@@ -26,6 +26,7 @@ Policy = Literal["saliency", "evidence", "legacy"]
 LegacyGrouping = Literal["fixed", "readiness"]
 Normalisation = Literal["frame", "clip"]
 Subsampling = Literal["4:2:0", "4:4:4"]
+Decoder = Literal["software", "cuda"]
 _Config = TypeVar("_Config")
 _FIXED = ("recipe", "name", "version")
 """Fields that say which recipe a config is."""
@@ -181,6 +182,8 @@ class TokenizerConfig:
     loop_filter: bool = True
     """Codec mode: False decodes H.264 and HEVC without their loop filters. That saves time, and pixels drift a little from what the
     encoder meant until the next keyframe."""
+    decoder: Decoder = "software"
+    """Codec and uniform mode: "cuda" decodes on an NVIDIA GPU what that can (media/hardware.py), policy "legacy" aside."""
     jpeg_quality: int = 95
     jpeg_subsampling: Subsampling = "4:2:0"
     legacy_grouping: LegacyGrouping = "fixed"
@@ -195,6 +198,7 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, Mode)
         _one_of("policy", self.policy, Policy)
+        _one_of("decoder", self.decoder, Decoder)
         _one_of("legacy_grouping", self.legacy_grouping, LegacyGrouping)
         _one_of("jpeg_subsampling", self.jpeg_subsampling, Subsampling)
         for name in ("patch_px", "merge", "max_frames", "max_source_px"):

@@ -21,6 +21,7 @@ from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, decode_frames, frames_collected, motion_vectors
 from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, require_uniform
+from ov2_core.media.hardware import require_decoder
 from ov2_core.media.image import load_image
 from ov2_core.media.kept import KeptPackets
 from ov2_core.media.probe import VideoProbe, probe_video, probed_and_kept, restrict
@@ -57,21 +58,31 @@ def tokenize_video(
         Canvases or frames with the source place of every patch. Deterministic.
 
     Raises:
-        ValueError: mode "still" (see tokenize_image).
+        ValueError: mode "still" (see tokenize_image); see require_readers.
         BadItemError: the file holds no decodable video in the range, or is too large.
     """
     if config.mode == "still":
         raise ValueError('mode "still" tokenizes images; use tokenize_image')
-    if config.policy == "legacy":
-        bit_cost_reader()  # before anything is opened
+    require_readers(config)
     clock = _Clock()
     limit = config.max_source_px
     if config.mode == "codec" and start_seconds is None and end_seconds is None:
         kept = KeptPackets(export_vectors=config.reads_vectors, loop_filter=config.loop_filter)
-        with probed_and_kept(source, kept, max_source_px=limit) as probe:
+        with probed_and_kept(source, kept, max_source_px=limit, decoder=config.decoder) as probe:
             return _tokenize(source, probe, config, clock, kept)
     probe = probe_video(source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=limit)
     return _tokenize(source, probe, config, clock, None)
+
+
+def require_readers(config: TokenizerConfig) -> None:
+    """What a config reads videos with, before anything is opened: without it every video would fail.
+
+    Raises:
+        ValueError: the bit-cost reader of policy "legacy" or the device of `decoder` is not here, and how to get it.
+    """
+    if config.policy == "legacy":
+        bit_cost_reader()
+    require_decoder(config.decoder)
 
 
 def _tokenize(
@@ -279,7 +290,7 @@ def _tokenize_legacy(
     made = legacy_canvases(source, probe, config, stats, groups=groups)
     clock.lap("decode")
     if made is None:
-        return _decodable(source, probe)
+        return _decodable(source, probe, config)
     canvases = np.full(len(made.starts) - 1, config.groups.canvases_per_group)
     result = _result(probe, config, made.images_NHW3, made.positions_NP3, _groups(probe, made.starts, canvases, config))
     return replace(result, flags=(f"filled_blocks:{made.num_filled}",) if made.num_filled else ())
@@ -333,6 +344,7 @@ def _signalled_frames(
             seek=False,
             export_vectors=config.reads_vectors,
             loop_filter=config.loop_filter,
+            decoder=config.decoder,
             kept=kept,
         )
         previous = -1
@@ -376,19 +388,19 @@ def _tokenize_whole_frames(
     scaler = layout.scaler(probe.rotation_degrees, config)
     images, positions = layout.empty(len(chosen), config)
     got: list[int] = []
-    for index, frame in decode_frames(source, probe, stats=stats, wanted=chosen.tolist()):
+    for index, frame in decode_frames(source, probe, stats=stats, wanted=chosen.tolist(), decoder=config.decoder):
         images[len(got)] = scaler.rgb(scaler.scaled(frame))
         positions[len(got)] = layout.positions(int(probe.timeline.ticks_T[index]), config)
         got.append(index)
     clock.lap("decode")
     if got != chosen.tolist():
-        return _decodable(source, probe)
+        return _decodable(source, probe, config)
     return _result(probe, config, images, positions, _windows(probe, chosen, config))
 
 
-def _decodable(source: Source, probe: VideoProbe) -> npt.NDArray[np.int64]:
+def _decodable(source: Source, probe: VideoProbe, config: TokenizerConfig) -> npt.NDArray[np.int64]:
     """Indices of the frames that decode."""
-    return np.array([i for i, _ in decode_frames(source, probe, stats=DecodeStats())], np.int64)
+    return np.array([i for i, _ in decode_frames(source, probe, stats=DecodeStats(), decoder=config.decoder)], np.int64)
 
 
 def _windows(probe: VideoProbe, chosen: npt.NDArray[np.int64], config: TokenizerConfig) -> tuple[Group, ...]:

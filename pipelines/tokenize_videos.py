@@ -31,6 +31,7 @@ from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import ATTEMPTS_DIR, commit_rel
 from ov2_core.storage.summaries import BLOCK_SHARDS, iter_summaries
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
+from ov2_core.tokenize_video import require_readers
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.plan_videos import plan_videos
@@ -88,7 +89,8 @@ def tokenize_videos(
         RunStoppedError: no item is to blame, e.g. workers cannot be started or a shard cannot be written.
     """
     began = time.monotonic()
-    _require_reader(config)
+    if config.tokenizer.policy == "legacy":  # a decoder's device need not be here, but where the workers are
+        bit_cost_reader()
     digest = manifest_digest(manifest_uri)
     here = make_run_record(config, manifest_uri=absolute_uri(manifest_uri), manifest_digest=digest)
     there = load_run_record(store)
@@ -215,12 +217,6 @@ class ShardWritten:
     lost_keys: list[str]
 
 
-def _require_reader(config: RunConfig) -> None:
-    """Before any row is opened: a worker without the reader would quarantine them all."""
-    if config.tokenizer.policy == "legacy":
-        bit_cost_reader()
-
-
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob:
     """Makes samples and writes shards in workers; see runtime.Job."""
@@ -233,7 +229,7 @@ class TokenizeJob:
 
     def warm_up(self) -> None:
         """The imports were enough; compiled kernels come from numba's cache or with the first video."""
-        _require_reader(self.config)
+        require_readers(self.config.tokenizer)
 
     def run(self, payload: PlannedRow | WriteTask) -> tuple[SampleOutcome | ShardWritten, list[Member] | None]:
         """One video, or one shard."""

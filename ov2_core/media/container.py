@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 import av
 import av.error
 
+from ov2_core.config import Decoder
 from ov2_core.errors import BadItemError
+from ov2_core.media.hardware import accelerator
 from schemas.shard import Stage
 
 Source = str | os.PathLike[str] | BinaryIO
@@ -29,8 +31,10 @@ MAX_SOURCE_PX = 8192 * 8192
 
 
 @contextmanager
-def open_video(source: Source, *, stage: Stage) -> Iterator[tuple[Any, Any]]:
+def open_video(source: Source, *, stage: Stage, decoder: Decoder = "software") -> Iterator[tuple[Any, Any]]:
     """Open a container and choose its video stream.
+
+    decoder: of the stream's packets; see hardware.require_decoder.
 
     Yields:
         (container, stream): the best video stream, cover art passed over.
@@ -50,6 +54,7 @@ def open_video(source: Source, *, stage: Stage) -> Iterator[tuple[Any, Any]]:
             mode="r",
             options={"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "file"},
             metadata_errors="replace",
+            hwaccel=accelerator(decoder),
         )
     except FileNotFoundError:
         raise BadItemError(

@@ -16,6 +16,7 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.config import Decoder
 from ov2_core.media.container import Source, configure, open_video
 from ov2_core.media.kept import KeptPackets
 from ov2_core.media.probe import VideoProbe
@@ -72,6 +73,7 @@ def decode_frames(
     seek: bool = True,
     export_vectors: bool = False,
     loop_filter: bool = True,
+    decoder: Decoder = "software",
     kept: KeptPackets | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index in the probe, av.VideoFrame), indices strictly ascending.
@@ -83,6 +85,7 @@ def decode_frames(
         seek: jump over stretches without a wanted frame where keyframes allow it.
         export_vectors: export motion vectors as side data (H.264, MPEG-4 and older; other codecs give none).
         loop_filter: False leaves the loop filters of H.264 and HEVC out, without `seek`.
+        decoder: where frames are decoded (hardware.py).
         kept: what probing this file has left of it (kept.py), used up now; the file is opened anew where that is nothing. It has
             options of its own, and there is no seeking in it.
     """
@@ -92,14 +95,14 @@ def decode_frames(
     if wanted is not None and probe.pts_T is not None and seek:
         done = -1
         try:
-            for index, frame in _decode_sparse(source, probe, wanted, stats):
+            for index, frame in _decode_sparse(source, probe, wanted, stats, decoder):
                 done = index
                 yield index, frame
             return
         except _SeekMissedError:
             wanted = [i for i in wanted if i > done]
-    seeks = probe.pts_T is not None and probe.num_skipped > 0 and _lands_before(source, int(probe.pts_T[0]))
-    with open_video(source, stage="tokenize") as (container, stream):
+    seeks = probe.pts_T is not None and probe.num_skipped > 0 and _lands_before(source, int(probe.pts_T[0]), decoder)
+    with open_video(source, stage="tokenize", decoder=decoder) as (container, stream):
         configure(stream, export_vectors=export_vectors, loop_filter=loop_filter)
         if seeks:
             assert probe.pts_T is not None
@@ -140,9 +143,9 @@ def motion_vectors(frame: Any) -> npt.NDArray[np.void] | None:
     return array if array is not None and len(array) else None
 
 
-def _lands_before(source: Source, stamp: int) -> bool:
+def _lands_before(source: Source, stamp: int, decoder: Decoder) -> bool:
     """Whether a seek to a time stamp lands on a keyframe at or before it. In containers without an index (MPEG-TS) it may not."""
-    with open_video(source, stage="tokenize") as (container, stream):
+    with open_video(source, stage="tokenize", decoder=decoder) as (container, stream):
         try:
             container.seek(stamp, stream=stream, backward=True)
             first = next((packet for packet in container.demux(stream) if packet.size), None)
@@ -156,11 +159,11 @@ class _SeekMissedError(Exception):
 
 
 def _decode_sparse(
-    source: Source, probe: VideoProbe, wanted: Sequence[int], stats: DecodeStats
+    source: Source, probe: VideoProbe, wanted: Sequence[int], stats: DecodeStats, decoder: Decoder
 ) -> Iterator[tuple[int, Any]]:
     assert probe.pts_T is not None
     keyframes = [int(i) for i in np.flatnonzero(probe.keyframe_T)]
-    with open_video(source, stage="tokenize") as (container, stream):
+    with open_video(source, stage="tokenize", decoder=decoder) as (container, stream):
         configure(stream, export_vectors=False)
         frames: Iterator[tuple[int, Any]] | None = None
         position = -1

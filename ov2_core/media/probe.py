@@ -20,6 +20,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.config import Decoder
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import MAX_SOURCE_PX, Source, limit_pixels, open_video
 from ov2_core.media.kept import KeptPackets
@@ -121,9 +122,11 @@ def probe_video(
 
 
 @contextmanager
-def probed_and_kept(source: Source, kept: KeptPackets, *, max_source_px: int = MAX_SOURCE_PX) -> Iterator[VideoProbe]:
+def probed_and_kept(
+    source: Source, kept: KeptPackets, *, max_source_px: int = MAX_SOURCE_PX, decoder: Decoder = "software"
+) -> Iterator[VideoProbe]:
     """Probe a whole video as probe_video does, and leave it open, so that `kept` can be decoded."""
-    with _opened(source, max_source_px) as (container, stream):
+    with _opened(source, max_source_px, decoder) as (container, stream):
         yield _describe(container, stream, _demuxed(container, stream, kept), None, None)
 
 
@@ -137,8 +140,8 @@ def _demuxed(container: Any, stream: Any, kept: KeptPackets | None = None) -> Pa
 
 
 @contextmanager
-def _opened(source: Source, max_source_px: int) -> Iterator[tuple[Any, Any]]:
-    with open_video(source, stage="probe") as (container, stream):
+def _opened(source: Source, max_source_px: int, decoder: Decoder = "software") -> Iterator[tuple[Any, Any]]:
+    with open_video(source, stage="probe", decoder=decoder) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > max_source_px:
             raise BadItemError(

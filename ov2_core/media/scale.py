@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 
 ONE = 256
 """Sum of a row's weights: with 8-bit values the sums fit in 16 bits, of which twice as many are added at a time."""
-_ROWS_FIRST = re.compile(r"yuvj?4(?:20|22|44)p")
+_ROWS_FIRST = re.compile(r"yuvj?4(?:20|22|44)p|nv12")
 _LUMA_FIRST = re.compile(
     r"(?:yuvj?|yuva)4\d\dp(?P<bits>9|10|12|14|16)?(?:le)?|gray(?P<gray>9|10|12|14|16)?(?:le)?|nv(?:12|16|21)"
 )
@@ -88,7 +88,7 @@ class Scaler:
         if look.rows is None:
             return self._resize(look.frame)
         assert look.number == self._num_looks, "another frame was looked at since"
-        for plane in (1, 2):
+        for plane in range(1, len(look.rows.planes)):
             look.rows.average(look.frame, plane)
         averaged = look.rows.frame
         averaged.colorspace, averaged.color_range = look.frame.colorspace, look.frame.color_range
@@ -139,7 +139,7 @@ class _RowMeans:
 
     def average(self, frame: Any, plane: int) -> None:
         """Fills one plane."""
-        source, target = _plane(frame.planes[plane]), self.planes[plane]
+        source, target = _planes(frame)[plane], self.planes[plane]
         size = (len(source), len(target))
         if size not in self._tables:
             self._tables[size] = row_weights(*size)
@@ -181,8 +181,11 @@ def _average_rows(source, first, count, weights, target):  # type: ignore[no-unt
 
 
 def _planes(frame: Any) -> list[npt.NDArray[np.uint8]]:
-    return [_plane(plane) for plane in frame.planes]
-
-
-def _plane(plane: Any) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width]
+    """[H, W] views; of NV12 the second holds both colours side by side."""
+    sides = [plane.width for plane in frame.planes]
+    if frame.format.name == "nv12":
+        sides[1] *= 2
+    return [
+        np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, :width]
+        for plane, width in zip(frame.planes, sides, strict=True)
+    ]

@@ -105,3 +105,12 @@ def test_turned_frames(rng, rotation):
     upright = Scaler(width_px=168, height_px=112, rotation_degrees=0)
     want = np.rot90(upright.rgb(upright.scaled(frame)), rotation // 90)
     assert (turned.rgb(turned.scaled(frame)) == want).all()
+
+
+def test_nv12_gives_what_planar_frames_give(rng):
+    planar = noise_frame(rng, 640, 360, "yuv420p")
+    together = planar.reformat(format="nv12")
+    scaler = Scaler(width_px=168, height_px=112, rotation_degrees=0)
+    assert scaler.look(together).luma()[0].shape == (112, 640)
+    got, want = (planes_of(scaler.scaled(frame)) for frame in (together, planar))
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(got, want, strict=True))
