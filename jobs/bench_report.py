@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 BEGIN, END = "<!-- bench tokenizer: begin -->", "<!-- bench tokenizer: end -->"
+QUALITY_BEGIN, QUALITY_END = "<!-- bench tokenizer quality: begin -->", "<!-- bench tokenizer quality: end -->"
 EQUAL_TOKENS = 0.02
 """Largest relative difference in tokens at which two selections are compared in the summary."""
 POLICIES = ("uniform", "saliency", "evidence", "saliency fast", "evidence fast", "peer", "peer as delivered")
@@ -31,8 +32,10 @@ class TextTable:
 
 
 def tables_of(report: dict[str, Any]) -> list[TextTable]:
-    """All tables of a report."""
+    """All tables of a report; of one without costs: the summary of its quality."""
     budgets = report["settings"]["budgets"]
+    if not report["settings"].get("costs", True):
+        return [_summary(report)]
     tables = [_summary(report), _cost_summary(report)]
     shared = _with_peer(report)
     if 0 < len(shared) < len(report["clips"]):
@@ -72,15 +75,17 @@ def write_markdown(report: dict[str, Any], path: Path) -> None:
         parts += [_line(row) for row in table.rows]
         parts.append("")
     body = "\n".join(parts)
+    costs = report["settings"].get("costs", True)
+    begin, end = (BEGIN, END) if costs else (QUALITY_BEGIN, QUALITY_END)
     old = path.read_text() if path.exists() else ""
-    if (BEGIN in old) != (END in old):
-        raise ValueError(f"{path} holds only one of {BEGIN} and {END}; put the other back")
-    if BEGIN in old:
-        head, rest = old.split(BEGIN, 1)
-        tail = rest.split(END, 1)[1]
+    if (begin in old) != (end in old):
+        raise ValueError(f"{path} holds only one of {begin} and {end}; put the other back")
+    if begin in old:
+        head, rest = old.split(begin, 1)
+        tail = rest.split(end, 1)[1]
     else:
         head, tail = (old.rstrip() + "\n\n" if old.strip() else ""), "\n"
-    path.write_text(f"{head}{BEGIN}\n\n{body}\n{END}{tail}")
+    path.write_text(f"{head}{begin}\n\n{body}\n{end}{tail}")
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -90,12 +95,13 @@ def _line(cells: Iterable[str]) -> str:
 def _provenance(report: dict[str, Any]) -> str:
     machine, versions, settings = report["machine"], report["versions"], report["settings"]
     load = report["load_average_before"], report["load_average_after"]
+    repeats = f"{settings['repeats']} fresh processes a measurement" if settings["repeats"] else "Quality alone"
     known = ", ".join(f"{k} {v}" for k, v in versions.items() if v)
     return (
         f"Measured {machine['date']} on {machine['cpu']}, {machine['usable_cpus']} usable CPUs ({machine['system']}); load "
         f"average {load[0][0]} before and {load[1][0]} after, so the machine was "
         f"{'shared with other work: costs are noisy' if max(load[0][0], load[1][0]) > 1.5 else 'otherwise quiet'}. "
-        f"{settings['repeats']} fresh processes a measurement. {known}. Peer: {report['peer']['note']}."
+        f"{repeats}. {known}. Peer: {report['peer']['note']}."
     )
 
 

@@ -71,9 +71,12 @@ def run_benchmark(
     peer_python: str | None,
     use_peer: bool,
     generated_seconds: float,
+    costs: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Everything that the command reports, as plain JSON types. Paths are reported by their last part only.
+
+    costs: False measures the quality of ours alone, in this process; the peer is left out.
 
     Raises:
         ValueError: no videos in the folder, or a budget or a number of repeats that makes no sense.
@@ -81,13 +84,19 @@ def run_benchmark(
     if repeats < 1 or not budgets or min(budgets) < 4:
         raise ValueError(f"expected repeats >= 1 and budgets >= 4, got {repeats} and {budgets}")
     real = [] if videos is None else _videos_in(videos)
-    peer, peer_note = find_peer(peer_python) if use_peer else (None, "left out by --no-peer")
+    left_out = "left out by --no-peer" if costs else "left out by --no-cost"
+    peer, peer_note = find_peer(peer_python) if use_peer and costs else (None, left_out)
     say(f"peer codec-video-prep: {peer_note}")
     report: dict[str, Any] = {
         "schema_version": 1,
         "machine": machine_facts(),
         "versions": version_facts() | {"codec-video-prep": peer_note if peer else None},
-        "settings": {"budgets": budgets, "repeats": repeats, "generated_seconds": generated_seconds},
+        "settings": {
+            "budgets": budgets,
+            "repeats": repeats if costs else 0,
+            "generated_seconds": generated_seconds,
+            "costs": costs,
+        },
         "peer": {"ran": peer is not None, "note": peer_note, "expected_version": PEER_VERSION},
         "load_average_before": load_average(),
         "clips": [],
@@ -106,7 +115,7 @@ def run_benchmark(
                     path,
                     known,
                     budgets=budgets,
-                    repeats=repeats,
+                    repeats=repeats if costs else 0,
                     peer=peer,
                     warmups=warmups,
                     warmup_frames=len(warmup_truth.pts_seconds),
@@ -348,6 +357,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--from-json", type=Path, help="measure nothing: show a report written before")
     parser.add_argument("--peer-python", help="a Python that has codec-video-prep (default: one is made in the cache)")
     parser.add_argument("--no-peer", action="store_true", help="leave codec-video-prep out")
+    parser.add_argument("--no-cost", action="store_true", help="the quality of ours alone: many budgets in little time")
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes a measurement (default 3)")
     parser.add_argument("--generated-seconds", type=float, default=12.0, help="length of the generated clips")
     parser.add_argument(
@@ -372,6 +382,7 @@ def main(argv: Iterable[str] | None = None) -> int:
                 peer_python=options.peer_python,
                 use_peer=not options.no_peer,
                 generated_seconds=options.generated_seconds,
+                costs=not options.no_cost,
             )
         if options.json:
             options.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

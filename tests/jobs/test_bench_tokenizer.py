@@ -12,7 +12,7 @@ import jobs.bench_peer as bench_peer
 import jobs.bench_tokenizer as bench
 from jobs.bench_measure import encode_jpegs, measure, workload
 from jobs.bench_quality import jpeg_cost, score_clip, source_frames, tokenize_all
-from jobs.bench_report import BEGIN, END, tables_of, write_markdown
+from jobs.bench_report import BEGIN, END, QUALITY_BEGIN, tables_of, write_markdown
 from ov2_core.evals.clips import write_rope_clip
 from ov2_core.evals.evidence import evidence_of, with_source_pixels
 from ov2_core.media.probe import probe_video
@@ -201,6 +201,21 @@ def test_command_writes_json_and_fills_the_marked_section(quick, tmp_path, capsy
     again.write_text(text)
     write_markdown(report, again)
     assert again.read_text() == text
+
+
+def test_quality_alone_fills_a_section_of_its_own(quick, tmp_path):
+    page, report_path = tmp_path / "page.md", tmp_path / "report.json"
+    page.write_text(f"{BEGIN}\ncosts\n{END}\n")
+    options = ["--no-cost", "--budgets", "4,8", "--generated-seconds", "0.8"]
+    assert bench.main([*options, "--json", str(report_path), "--markdown", str(page)]) == 0
+    report = json.loads(report_path.read_text())
+    assert all(clip["cases"] and not clip["cost"] for clip in report["clips"])
+    (table,) = tables_of(report)
+    assert {row[1] for row in table.rows} == {"4", "8"}
+    assert "peer" not in {row[0] for row in table.rows}
+    text = page.read_text()
+    assert f"{BEGIN}\ncosts\n{END}\n" in text
+    assert "Quality alone" in text.split(QUALITY_BEGIN)[1]
 
 
 @pytest.mark.parametrize("options", [["--budgets", "2"], ["--repeats", "0"], ["--videos", "/no/such/folder"]])
