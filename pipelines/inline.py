@@ -40,6 +40,10 @@ class InlineExecutor:
         else:
             self._events.append(Done(worker, info, payload))
 
+    def num_places(self) -> int:
+        """There is one worker, this process."""
+        return 0
+
     def poll(self, timeout_seconds: float) -> list[Event]:
         """What has happened; never waits."""
         events, self._events = self._events, []

@@ -2,6 +2,7 @@
 shard."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,8 +19,8 @@ class RunOptions:
     """Workers and limits of one invocation."""
 
     workers: int | None = None
-    """Actors, one CPU each; None: as many as there are CPUs, here or in the cluster. 0: in this process, without Ray (for
-    debugging: a crash takes the run with it)."""
+    """Actors, one CPU each; None: as many as there are CPUs, here or in the cluster, also while that grows. 0: in this process,
+    without Ray (for debugging: a crash takes the run with it)."""
     address: str | None = None
     """Of a Ray cluster; None starts an embedded one."""
     gpus_per_worker: float = 0.0
@@ -51,7 +52,12 @@ def open_executor(job: Job, options: RunOptions) -> Iterator[tuple[Executor, int
         yield InlineExecutor(job), 1
         return
     with session(options):
-        executor = RayExecutor(job, gpus_per_worker=options.gpus_per_worker)
+        follow = options.workers is None and options.address is not None
+        executor = RayExecutor(
+            job,
+            gpus_per_worker=options.gpus_per_worker,
+            places=functools.partial(_num_places, options) if follow else None,
+        )
         try:
             yield executor, options.workers or _num_places(options)
         finally:

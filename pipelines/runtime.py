@@ -18,7 +18,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
@@ -187,9 +187,21 @@ class ObjectLostError(Exception):
 
 
 class RayExecutor:
-    """Workers as actors; see scheduling.Executor."""
+    """Workers as actors; see scheduling.Executor.
 
-    def __init__(self, job: Job, *, gpus_per_worker: float = 0.0, guard: MemoryGuard | None = None) -> None:
+    Args:
+        places: how many workers the cluster holds now, where their number shall follow it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        gpus_per_worker: float = 0.0,
+        guard: MemoryGuard | None = None,
+        places: Callable[[], int] | None = None,
+    ) -> None:
+        self._places = places
         self._gpus_per_worker = gpus_per_worker
         self._guard = guard or MemoryGuard()
         self._job = ray.put(_by_bytes(job))
@@ -224,6 +236,10 @@ class RayExecutor:
             ready += more
         order = {reference: place for place, reference in enumerate(references)}  # what was submitted first comes first
         return [self._event(reference) for reference in sorted(ready, key=order.__getitem__)]
+
+    def num_places(self) -> int:
+        """Workers that the cluster holds now; 0 where their number is fixed."""
+        return 0 if self._places is None else self._places()
 
     def close(self) -> None:
         """Kills all workers."""

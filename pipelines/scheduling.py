@@ -41,6 +41,8 @@ MAX_NODE_LOSSES = 8
 MAX_UNBLAMED_FAILURES = 4
 MAX_START_FAILURES = 5
 FRESH_WAIT_SECONDS = 60.0
+GROW_SECONDS = 10.0
+"""How often a cluster is asked whether it has room for more workers."""
 STRAGGLER_SHARE = 0.25
 """Of its deadline: a task that has run for so long is copied to a worker that has nothing to do."""
 QUEUE_BEHIND_SECONDS = 2.0
@@ -129,6 +131,9 @@ class Executor(Protocol):
 
     def poll(self, timeout_seconds: float) -> "list[Event]":
         """What has happened since; waits at most so long for a first event."""
+
+    def num_places(self) -> int:
+        """Workers that there is room for now, on a cluster that may have grown; 0: their number is fixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,10 @@ class Scheduler:
     def finished(self) -> bool:
         """True once the feed is finished and no task is anywhere."""
         return self.feed.finished and not (self.solo or self.quiet or self.again or self.delayed or self.in_flight)
+
+    def grow(self, num_workers: int) -> None:
+        """Adds workers up to so many; `step` asks for them. Never takes any away: on a lost node they wait for another."""
+        self.workers += [_Worker(since=-1.0) for _ in range(num_workers - len(self.workers))]
 
     def ready(self, number: int) -> None:
         """A worker has started."""
@@ -436,7 +445,11 @@ def drive(
     """
     for number in range(len(scheduler.workers)):
         executor.start(number)
+    next_look = clock() + GROW_SECONDS
     while not scheduler.finished:
+        if clock() >= next_look:
+            scheduler.grow(executor.num_places())
+            next_look = clock() + GROW_SECONDS
         actions = scheduler.step(clock())
         for number in actions.start:
             executor.start(number)

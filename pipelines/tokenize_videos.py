@@ -160,16 +160,26 @@ def _make_missing(
     )
     with open_executor(job, options) as (executor, num_workers):
         feed = ShardFeed(
-            group_by_shard(rounds.iter_rows(skip_shards=before)),
-            counters,
-            max_open_bytes=int(
-                OPEN_STORE_SHARE * (INLINE_STORE_BYTES if options.workers == 0 else object_store_bytes())
-            ),
-            max_open_shards=num_workers + 2,
+            group_by_shard(rounds.iter_rows(skip_shards=before)), counters, **_open_limits(num_workers, options)
         )
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
         with observed(store, counters, scheduler, options.progress) as tick:
-            drive(executor, scheduler, clock=time.monotonic, on_tick=_summarising(store, counters, tick))
+            summarise = _summarising(store, counters, tick)
+
+            def on_tick() -> None:
+                nonlocal num_workers
+                summarise()
+                if len(scheduler.workers) > num_workers:
+                    num_workers = len(scheduler.workers)
+                    feed.allow(**_open_limits(num_workers, options))
+
+            drive(executor, scheduler, clock=time.monotonic, on_tick=on_tick)
+
+
+def _open_limits(num_workers: int, options: RunOptions) -> dict[str, int]:
+    """What a feed may have open, of what there is now."""
+    store_bytes = INLINE_STORE_BYTES if options.workers == 0 else object_store_bytes()
+    return {"max_open_bytes": int(OPEN_STORE_SHARE * store_bytes), "max_open_shards": num_workers + 2}
 
 
 def _summarising(store: Store, counters: Counters, tick: Callable[[], None]) -> Callable[[], None]:
@@ -345,12 +355,15 @@ class ShardFeed:
     ) -> None:
         self._shards = shards
         self._counters = counters
-        self._max_open_bytes = max_open_bytes
-        self._max_open_shards = max_open_shards
+        self.allow(max_open_bytes=max_open_bytes, max_open_shards=max_open_shards)
         self._next_shard: tuple[int, list[PlannedRow]] | None = next(shards, None)
         self._open: dict[int, _OpenShard] = {}
         self._rows: deque[PlannedRow] = deque()
         self._writes: deque[Task] = deque()
+
+    def allow(self, *, max_open_bytes: int, max_open_shards: int) -> None:
+        """What may be open from now on."""
+        self._max_open_bytes, self._max_open_shards = max_open_bytes, max_open_shards
 
     @property
     def finished(self) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.scheduling import (
+    GROW_SECONDS,
     MAX_TRANSIENT,
     QUEUE_BEHIND_SECONDS,
     STRAGGLER_SHARE,
@@ -122,6 +123,11 @@ class FakeExecutor:
         place.num_tasks += 1
         place.since = self.now
         self.tries[task.name] += 1
+
+    places: int = 0
+
+    def num_places(self) -> int:
+        return self.places
 
     def poll(self, timeout_seconds: float) -> list[Event]:
         self.now += 1.0
@@ -495,3 +501,25 @@ def test_what_waited_at_a_replaced_worker_is_not_lost() -> None:
     scheduler.done(1, None, None, 7.0)
     assert scheduler.finished
     assert feed.ends == {"slow": 1, "other": 1, "waits": 1, "last": 1}
+
+
+# A cluster that grows
+
+
+def test_workers_join_as_a_cluster_grows_and_stay_when_it_shrinks() -> None:
+    feed = ListFeed([Task(str(i), "good", 1.0) for i in range(60)])
+    executor = FakeExecutor(places=3)
+    scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
+    seen = []
+
+    def tick() -> None:
+        seen.append(len(scheduler.workers))
+        if executor.now > 30:
+            executor.places = 2
+
+    drive(executor, scheduler, clock=lambda: executor.now, on_tick=tick)
+    assert seen[: int(GROW_SECONDS) - 1] == [1] * (int(GROW_SECONDS) - 1)
+    assert seen[-1] == 3
+    assert set(executor.workers) == {0, 1, 2}
+    assert executor.now > 40
+    assert all(feed.ends[str(i)] == 1 for i in range(60))
