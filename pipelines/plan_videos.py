@@ -26,7 +26,7 @@ from ov2_core.make_sample import (
     make_probe,
     quarantine_row,
 )
-from ov2_core.plan import PlannedText, PlanWriter, load_plan, planned_text, remove_plan
+from ov2_core.plan import PlannedText, PlanWriter, planned_text, remove_plan
 from ov2_core.plan_row import duplicate, name_row
 from ov2_core.plan_totals import PlanTotals
 from ov2_core.probe_cache import CachedProbe
@@ -84,14 +84,9 @@ def plan_videos(
     with IdLedger() as ledger, PlanWriter(store) as writer, corpus_rules(config.filter) as rules:
         feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, rules=rules)
         probe_all(feed, store, config, options, counters, probe=probe)
-        record = feed.record(manifest_digest=digest)
-        if not writer.finish(record):
-            there = load_plan(store)
-            if there is None:
-                raise ValueError(f"{store.root} is planned by two commands at once; give this one again")
-            check_same_plan(there, config, digest, where=store.root)
-            return there
-    return record
+        there = writer.finish(feed.record(manifest_digest=digest))
+    check_same_plan(there, config, digest, where=store.root)
+    return there
 
 
 def probe_all(

@@ -16,7 +16,7 @@ from ov2_core.features.layout import config_digest, plan_commit, source_digest, 
 from ov2_core.rounds import Rounds, list_rounds
 from ov2_core.storage.commit import committed_shards, iter_commits
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import PLAN_JSON, PLAN_ROWS, RUN_JSON
+from ov2_core.storage.layout import PLAN_JSON, RUN_JSON
 from ov2_core.storage.writer import canonical_json
 from schemas.features import FeatureConfig, PlannedFeatures
 from schemas.run import RunRecord
@@ -146,6 +146,6 @@ def write_plan(
             predicted_video_seconds=0.0,
         )
         if store is not None:
-            store.put_file(path, PLAN_ROWS, move=True)
+            store.put_file(path, record.rows, move=True)
             store.write_bytes(PLAN_JSON, canonical_json(record))
     return record, costs

@@ -31,7 +31,7 @@ from ov2_core import plan as planning
 from ov2_core.config import recipe, with_overrides
 from ov2_core.make_sample import make_sample
 from ov2_core.media import decode
-from ov2_core.plan import iter_plan_quarantine, iter_plan_rows
+from ov2_core.plan import iter_plan_quarantine, iter_plan_rows, stray_plan_files
 from ov2_core.storage import commit, files, index, writer
 from ov2_core.storage.commit import iter_commits
 from ov2_core.storage.files import Store
@@ -55,6 +55,7 @@ PLACES = (
         "before_cleanup",
         "before_index",
         "mid_index",
+        "put_file",
         "create_bytes",
         "mid_write",
         "write_bytes",
@@ -293,6 +294,7 @@ class RunMachine(RuleBasedStateMachine):
     def check_whole(self) -> None:
         store = Store(self.run)
         assert verify_run(store).errors == []
+        assert stray_plan_files(store) == []
         planned = {row.line: row for row in iter_plan_rows(store)}
         ends = Counter(row.line for row in iter_plan_quarantine(store))
         for record in iter_commits(store):
@@ -349,7 +351,16 @@ def steered(sources: Sources, steer: Callable[[RunMachine], object]) -> None:
         machine.teardown()
 
 
-LATE_AT = (*range(2, 9), "mid_probe", "before_plan", "mid_plan", "after_plan", "before_commit", "before_upload")
+LATE_AT = (
+    *range(2, 9),
+    "mid_probe",
+    "before_plan",
+    "put_file",
+    "mid_plan",
+    "after_plan",
+    "before_commit",
+    "before_upload",
+)
 
 
 @pytest.mark.parametrize("place", LATE_AT)
