@@ -26,7 +26,7 @@ from ov2_core.make_sample import (
     make_probe,
     quarantine_row,
 )
-from ov2_core.plan import PlannedText, PlanWriter, planned_text, remove_plan
+from ov2_core.plan import PlannedText, PlanWriter, load_plan, planned_text, remove_plan
 from ov2_core.plan_row import duplicate, name_row
 from ov2_core.plan_totals import PlanTotals
 from ov2_core.probe_cache import CachedProbe
@@ -72,11 +72,15 @@ def plan_videos(
         ValueError: the manifest cannot be read, or the store already holds a run.
         RunStoppedError: workers cannot be started.
     """
-    if load_run_record(store) is not None:
-        raise ValueError(
-            f"{store.root} already holds a run made from its plan; `ov2 tokenize` resumes it, and another --out plans anew"
-        )
     digest = manifest_digest(manifest_uri)
+    if load_run_record(store) is not None:
+        there = None if replace else load_plan(store)  # of a command that has come and begun the run meanwhile
+        if there is None:
+            raise ValueError(
+                f"{store.root} already holds a run made from its plan; `ov2 tokenize` resumes it, and another --out plans anew"
+            )
+        check_same_plan(there, config, digest, where=store.root)
+        return there
     items = read_rows(manifest_uri)
     if replace:
         remove_plan(store)
