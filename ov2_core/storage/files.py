@@ -308,7 +308,6 @@ class Store:
             self._retry(src_rel, lambda: self.fs.cp_file(self._remote(src_rel), self._remote(dst_rel)))
             return
         source, target = self.local(src_rel), self.local(dst_rel)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
             self._place_local(target, lambda temporary: os.link(source, temporary), os.replace)
         except OSError as error:
