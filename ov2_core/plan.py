@@ -1,17 +1,19 @@
 """The plan: what each source will cost, and which shard it goes to; written once, read back shard by shard.
 
-Enters: probe records in manifest order. Leaves: RUN/plan/rows.parquet (one PlannedRow a row, row groups that end at
-shard boundaries, so a resume reads only the shards it misses), RUN/quarantine/plan.jsonl (rows that fell before the
-run), and last RUN/plan/plan.json: a plan without it is not there. Memory is bounded by one row group in writing and
-in reading.
+Enters: probe records in manifest order. Leaves: RUN/plan/rows-<digest>.parquet (one PlannedRow a row, row groups that end at
+shard boundaries, so a resume reads only the shards it misses), RUN/quarantine/plan-<digest>.jsonl (rows that fell before the
+run), and last RUN/plan/plan.json, created if absent, which names them: a plan without it is not there, and of two who plan at
+once neither can touch the other's files. Memory is bounded by one row group in writing and in reading.
 
 Predictions are sums of a few terms with constants that `ov2 bench cost` fits: they size shards, deadlines and the estimate
 that a user sees, and the report holds them against what happened.
 """
 
 import contextlib
+import hashlib
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 from ov2_core.config import TokenizerConfig
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, PLAN_ROWS
+from ov2_core.storage.layout import PLAN_DIR, PLAN_JSON, QUARANTINE_DIR
 from ov2_core.tokenizer.frames import round_size
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 from schemas.video import ProbeRecord
@@ -42,6 +44,8 @@ ROWS_SCHEMA = pa.schema(
     ]
 )
 
+_DIGEST_CHARS = 16
+_PLAN_FILE = re.compile(r"plan/rows(-[0-9a-f]{16})?\.parquet|quarantine/plan(-[0-9a-f]{16})?\.jsonl")
 _SHARD = '"shard":0,'
 COST_SECONDS = {
     "sample": 0.0109,
@@ -200,20 +204,30 @@ class PlanWriter:
         """Appends a row to the plan's ledger."""
         self._ledger.write(row.model_dump_json() + "\n")
 
-    def finish(self, record: PlanRecord) -> bool:
-        """Puts the files into the run, plan.json last; False where another process has done so meanwhile: its plan stands."""
+    def finish(self, record: PlanRecord) -> PlanRecord:
+        """Puts the files into the run, plan.json last; returns the plan that stands then: another's where that came first.
+
+        Raises:
+            ValueError: another process takes plans away meanwhile.
+        """
         self._flush()
         self._parquet.close()
         self._ledger.close()
         failpoint("before_plan")
-        if self._store.exists(PLAN_JSON):
-            return False
-        self._store.put_file(self._rows_path, PLAN_ROWS)
-        self._store.put_file(self._quarantine_path, PLAN_QUARANTINE)
+        rows = f"{PLAN_DIR}/rows-{_file_digest(self._rows_path)}.parquet"
+        fallen = f"{QUARANTINE_DIR}/plan-{_file_digest(self._quarantine_path)}.jsonl"
+        self._store.put_file(self._rows_path, rows)
+        self._store.put_file(self._quarantine_path, fallen)
         failpoint("mid_plan")
-        created = self._store.create_bytes(PLAN_JSON, (record.model_dump_json(indent=2) + "\n").encode())
+        named = record.model_copy(update={"rows": rows, "fallen": fallen})
+        self._store.create_bytes(PLAN_JSON, (named.model_dump_json(indent=2) + "\n").encode())
+        there = load_plan(self._store)  # what stands there decides, not the answer
+        if there is None:
+            raise ValueError(f"{self._store.root} is planned by two commands at once; give this one again")
+        for rel in {rows, fallen} - {there.rows, there.fallen}:
+            self._store.remove(rel)
         failpoint("after_plan")
-        return created
+        return there
 
     def __enter__(self) -> "PlanWriter":
         return self
@@ -249,18 +263,40 @@ def load_plan(store: Store) -> PlanRecord | None:
 
 def remove_plan(store: Store) -> None:
     """Takes a plan away, plan.json first."""
-    for path in (PLAN_JSON, PLAN_ROWS, PLAN_QUARANTINE):
-        store.remove(path)
+    store.remove(PLAN_JSON)
+    remove_stray_plan_files(store)
+
+
+def is_plan_file(rel: str) -> bool:
+    """Whether this is a name that a planner gives to rows, or to the ledger of those that fell."""
+    return _PLAN_FILE.fullmatch(rel) is not None
+
+
+def stray_plan_files(store: Store) -> list[str]:
+    """Files of plans that were never created: their planner died before, or is at it, or came second."""
+    found = [f"{folder}/{name}" for folder in (PLAN_DIR, QUARANTINE_DIR) for name in store.list(folder)]
+    found = [rel for rel in found if is_plan_file(rel)]
+    plan = load_plan(store) if found else None
+    return [rel for rel in found if plan is None or rel not in (plan.rows, plan.fallen)]
+
+
+def remove_stray_plan_files(store: Store) -> None:
+    """Where a plan stands, nobody can need them: whoever is still planning will be the second."""
+    for rel in stray_plan_files(store):
+        store.remove(rel)
 
 
 def iter_plan_rows(
-    store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset(), rel: str = PLAN_ROWS
+    store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset(), rel: str | None = None
 ) -> Iterator[PlannedRow]:
     """Planned rows in order, without those of some shards; row groups of skipped shards alone are not read.
 
-    rel: the file; that of a round (rounds.py) has the same form.
+    rel: the file, by default the plan's; that of a round (rounds.py) has the same form.
+
+    Raises:
+        FileNotFoundError: there is no plan.
     """
-    with store.open_read(rel) as file:
+    with store.open_read(rel or _rows_rel(store)) as file:
         parquet = pq.ParquetFile(file)
         shard_column = ROWS_SCHEMA.get_field_index("shard")
         for index in range(parquet.num_row_groups):
@@ -275,8 +311,9 @@ def iter_plan_rows(
                         yield PlannedRow.model_validate_json(record)
 
 
-def iter_plan_rows_by_line(store: Store, *, rel: str = PLAN_ROWS) -> Iterator[PlannedRow]:
+def iter_plan_rows_by_line(store: Store, *, rel: str | None = None) -> Iterator[PlannedRow]:
     """Planned rows by ascending line, as they were planned. Holds what shard_balance.py has moved: at most about a window."""
+    rel = rel or _rows_rel(store)
     with store.open_read(rel) as file:
         lines = np.sort(pq.ParquetFile(file).read(columns=["line"]).column(0).to_numpy())
     held: dict[int, PlannedRow] = {}
@@ -286,14 +323,6 @@ def iter_plan_rows_by_line(store: Store, *, rel: str = PLAN_ROWS) -> Iterator[Pl
         while place < len(lines) and int(lines[place]) in held:
             yield held.pop(int(lines[place]))
             place += 1
-
-
-def count_plan_rows(store: Store, *, skip_shards: "set[int] | frozenset[int]" = frozenset()) -> int:
-    """Planned rows outside some shards; reads one small column."""
-    with store.open_read(PLAN_ROWS) as file:
-        batches = pq.ParquetFile(file).iter_batches(batch_size=65536, columns=["shard"])
-        skipped = np.array(sorted(skip_shards), dtype=np.int32)
-        return sum(int(np.isin(batch.column(0).to_numpy(), skipped, invert=True).sum()) for batch in batches)
 
 
 def iter_plan_shards(
@@ -315,9 +344,29 @@ def group_by_shard(rows: Iterable[PlannedRow]) -> Iterator[tuple[int, list[Plann
         yield gathered[0].shard, gathered
 
 
-def iter_plan_quarantine(store: Store) -> Iterator[QuarantineRow]:
-    """Rows that fell before the run."""
-    with contextlib.suppress(FileNotFoundError), store.open_read(PLAN_QUARANTINE) as file:
+def iter_plan_quarantine(store: Store, plan: PlanRecord | None = None) -> Iterator[QuarantineRow]:
+    """Rows that fell before the run; none where there is no plan. plan: the store's, where the caller has it."""
+    plan = plan or load_plan(store)
+    if plan is not None:
+        with contextlib.suppress(FileNotFoundError):
+            yield from iter_fallen(store, plan.fallen)
+
+
+def iter_fallen(store: Store, rel: str) -> Iterator[QuarantineRow]:
+    """Rows of the ledger of a plan or a round. Raises FileNotFoundError."""
+    with store.open_read(rel) as file:
         for line in file:
             if line.strip():
                 yield QuarantineRow.model_validate_json(line)
+
+
+def _rows_rel(store: Store) -> str:
+    plan = load_plan(store)
+    if plan is None:
+        raise FileNotFoundError(f"{store.url(PLAN_JSON)}: no plan")
+    return plan.rows
+
+
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_CHARS]

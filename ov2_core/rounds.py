@@ -22,16 +22,22 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ov2_core.plan import PlanWriter, iter_plan_quarantine, iter_plan_rows, iter_plan_rows_by_line, load_plan
+from ov2_core.plan import (
+    PlanWriter,
+    iter_fallen,
+    iter_plan_quarantine,
+    iter_plan_rows,
+    iter_plan_rows_by_line,
+    load_plan,
+)
 from ov2_core.storage.commit import load_commit
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import PLAN_QUARANTINE, PLAN_ROWS
+from ov2_core.storage.layout import PLAN_DIR
 from ov2_core.storage.summaries import iter_summaries
 from schemas.run import RoundRecord
 from schemas.shard import CommitRecord, FilteredRow, PlannedRow, PlanRecord, QuarantineRow
 
-PLAN_DIR = "plan"
 _ROUND_JSON = re.compile(r"round-(\d{4,})\.json")
 _ROUND_FILE = re.compile(r"round-\d{4,}-[0-9a-f]{32}\.(parquet|jsonl)")
 _NEVER_REPLAYED = frozenset({"malformed_row", "duplicate_id"})
@@ -84,20 +90,21 @@ class Rounds:
     def fallen(self, number: int) -> Iterator[QuarantineRow]:
         """Rows that fell while round `number` (0: the plan) was planned, later replays or not."""
         if number == 0:
-            yield from iter_plan_quarantine(self.store)
-            return
-        with self.store.open_read(self.records[number - 1].fallen) as file:
-            for text in file:
-                yield QuarantineRow.model_validate_json(text)
+            return iter_plan_quarantine(self.store, self.plan)
+        return iter_fallen(self.store, self.fallen_rel(number))
 
     def rows_rel(self, number: int) -> str:
         """The Parquet file of a round's planned rows (0: the plan's)."""
-        return PLAN_ROWS if number == 0 else self.records[number - 1].rows
+        return self.plan.rows if number == 0 else self.records[number - 1].rows
+
+    def fallen_rel(self, number: int) -> str:
+        """The ledger of the rows that fell while a round (0: the plan) was planned."""
+        return self.plan.fallen if number == 0 else self.records[number - 1].fallen
 
     def iter_rows(self, *, skip_shards: frozenset[int] = frozenset()) -> Iterator[PlannedRow]:
         """Planned rows by ascending shard, without those of some shards."""
         if not set(range(self.plan.num_shards)) <= skip_shards:
-            yield from iter_plan_rows(self.store, skip_shards=skip_shards)
+            yield from iter_plan_rows(self.store, skip_shards=skip_shards, rel=self.plan.rows)
         for record in self.records:
             shards = range(record.first_shard, record.first_shard + record.num_shards)
             if not set(shards) <= skip_shards:
@@ -206,11 +213,11 @@ class RoundWriter:
             ValueError: another process has created this round meanwhile.
         """
         store, number = self._rounds.store, len(self._rounds.records) + 1
-        self.plan.finish(planned)
+        scratch = self.plan.finish(planned)
         stem = f"{PLAN_DIR}/round-{number:04d}-{self._token or uuid.uuid4().hex}"
         record = make(number, f"{stem}.parquet", f"{stem}.jsonl")
-        store.put_file(self._scratch.local(PLAN_ROWS), record.rows)
-        store.put_file(self._scratch.local(PLAN_QUARANTINE), record.fallen)
+        store.put_file(self._scratch.local(scratch.rows), record.rows)
+        store.put_file(self._scratch.local(scratch.fallen), record.fallen)
         data = (record.model_dump_json(indent=2) + "\n").encode()
         failpoint("before_round")
         store.create_bytes(round_rel(number), data)

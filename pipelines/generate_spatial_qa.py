@@ -38,7 +38,7 @@ from ov2_core.spatial.sources import SceneSource, fingerprint, open_source
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
-from ov2_core.storage.layout import RECORDS_DIR, SPATIAL_RECIPE
+from ov2_core.storage.layout import RECORDS_DIR, SPATIAL_RECIPE, commit_rel
 from ov2_core.storage.writer import Member, canonical_json, write_tar
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
@@ -232,6 +232,11 @@ class SpatialJob:
                     generate_questions(self._load(payload.number), self.recipe)
                 return TrialPassed(), None
             return self._make(payload), None
+        except FileNotFoundError:
+            if not self.store.exists(commit_rel(payload.shard)):
+                raise
+            # A late attempt: others have committed the shard, ended the run and swept this scratch folder away.
+            return ScenesDone(shard=payload.shard), None
         except Exception as error:
             if is_transient(error):
                 raise TransientItemError(f"shard {payload.shard}: {error}") from error

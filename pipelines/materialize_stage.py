@@ -18,6 +18,7 @@ from ov2_core.storage.commit import collect_orphans, commit_shard, committed_sha
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
+from ov2_core.storage.layout import commit_rel
 from ov2_core.storage.writer import Member, write_tar
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters, show
@@ -85,6 +86,11 @@ class MaterializeJob:
         """One shard; returns its number of packs, or raises what it could not read."""
         try:
             return self._write(payload), None
+        except FileNotFoundError:
+            if not self.store.exists(commit_rel(payload.shard)):
+                raise
+            # A late attempt: others have committed the shard, ended the run and swept this scratch folder away.
+            return 0, None
         except Exception as error:
             if is_transient(error):
                 raise TransientItemError(f"shard {payload.shard}: {error}") from error

@@ -39,8 +39,6 @@ from ov2_core.storage.layout import (
     ATTEMPTS_DIR,
     MERGE_JSON,
     PLAN_JSON,
-    PLAN_QUARANTINE,
-    PLAN_ROWS,
     SHARDS_DIR,
     shard_name,
     tar_rel,
@@ -238,7 +236,7 @@ def _write_plan(store: Store, parts: list[_Part]) -> None:
     """The first run's plan and rounds as they are, those of the others as rounds. Repeatable."""
     first, *others = parts
     if not store.exists(PLAN_JSON):
-        for rel in (PLAN_ROWS, PLAN_QUARANTINE, PLAN_JSON):
+        for rel in (first.rounds.plan.rows, first.rounds.plan.fallen, PLAN_JSON):
             if first.store.exists(rel):
                 store.copy_from(first.store, rel, rel)
     records: list[RoundRecord] = []

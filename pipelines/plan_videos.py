@@ -72,11 +72,15 @@ def plan_videos(
         ValueError: the manifest cannot be read, or the store already holds a run.
         RunStoppedError: workers cannot be started.
     """
-    if load_run_record(store) is not None:
-        raise ValueError(
-            f"{store.root} already holds a run made from its plan; `ov2 tokenize` resumes it, and another --out plans anew"
-        )
     digest = manifest_digest(manifest_uri)
+    if load_run_record(store) is not None:
+        there = None if replace else load_plan(store)  # of a command that has come and begun the run meanwhile
+        if there is None:
+            raise ValueError(
+                f"{store.root} already holds a run made from its plan; `ov2 tokenize` resumes it, and another --out plans anew"
+            )
+        check_same_plan(there, config, digest, where=store.root)
+        return there
     items = read_rows(manifest_uri)
     if replace:
         remove_plan(store)
@@ -84,14 +88,9 @@ def plan_videos(
     with IdLedger() as ledger, PlanWriter(store) as writer, corpus_rules(config.filter) as rules:
         feed = PlanFeed(items, manifest_uri, config, writer, ledger, counters, rules=rules)
         probe_all(feed, store, config, options, counters, probe=probe)
-        record = feed.record(manifest_digest=digest)
-        if not writer.finish(record):
-            there = load_plan(store)
-            if there is None:
-                raise ValueError(f"{store.root} is planned by two commands at once; give this one again")
-            check_same_plan(there, config, digest, where=store.root)
-            return there
-    return record
+        there = writer.finish(feed.record(manifest_digest=digest))
+    check_same_plan(there, config, digest, where=store.root)
+    return there
 
 
 def probe_all(

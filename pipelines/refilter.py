@@ -70,8 +70,7 @@ def refilter_plan(store: Store, settings: list[str]) -> PlanRecord:
         identity = {"config": configs.to_dict(config), "config_digest": configs.digest(config)}
         record = plan.model_copy(update={**identity, **totals.finish()})
         remove_plan(store)
-        writer.finish(record)
-    return record
+        return writer.finish(record)
 
 
 def refilter_run(

@@ -23,7 +23,7 @@ from ov2_core.config import RunConfig
 from ov2_core.data.manifest import absolute_uri, manifest_digest
 from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample, quarantine_planned
 from ov2_core.media.bit_cost import bit_cost_reader
-from ov2_core.plan import group_by_shard, load_plan
+from ov2_core.plan import group_by_shard, load_plan, remove_stray_plan_files
 from ov2_core.rounds import Rounds, list_rounds, load_rounds
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.files import Store, is_transient
@@ -134,6 +134,7 @@ def complete_run(
     # has begun a round meanwhile, which then sweeps for itself.
     if len(list_rounds(store)) == len(rounds.records):
         collect_orphans(store)
+    remove_stray_plan_files(store)
     write_index(store)
     return TokenizeSummary(
         num_shards=rounds.num_shards,

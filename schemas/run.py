@@ -71,10 +71,10 @@ class RoundRecord(Record):
     predicted_cpu_seconds: float
     predicted_video_seconds: float
     rows: str
-    """Path of the planned rows below RUN: Parquet as plan/rows.parquet. Has a part of its own, so two who try at once
+    """Path of the planned rows below RUN: Parquet as the plan's. Has a part of its own, so two who try at once
     never write one file."""
     fallen: str
-    """Path of the rows that fell while planning: JSON lines as quarantine/plan.jsonl."""
+    """Path of the rows that fell while planning: JSON lines as the plan's."""
     created_unix_seconds: float
 
 

@@ -91,7 +91,7 @@ class PlannedRow(Record):
 
 
 class PlanRecord(Record):
-    """RUN/plan/plan.json. Rows stand in RUN/plan/rows.parquet, those that fell here in RUN/quarantine/plan.jsonl."""
+    """RUN/plan/plan.json, created once, if absent, after the two files that it names."""
 
     manifest_uri: str
     manifest_digest: str
@@ -108,6 +108,11 @@ class PlanRecord(Record):
     predicted_bytes: int
     predicted_cpu_seconds: float
     predicted_video_seconds: float
+    rows: str = "plan/rows.parquet"
+    """Path of the planned rows below RUN. Of a token run it has a digest of its content, so two who plan at once never write
+    one file; feature runs, whose plan follows from their source, and plans of older versions have this name."""
+    fallen: str = "quarantine/plan.jsonl"
+    """Path of the rows that fell while planning, likewise; absent where a plan has none to tell of."""
 
 
 class TarPart(Record):

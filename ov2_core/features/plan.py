@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from ov2_core.features.layout import config_digest, plan_commit, source_digest, 
 from ov2_core.rounds import Rounds, list_rounds
 from ov2_core.storage.commit import committed_shards, iter_commits
 from ov2_core.storage.files import Store
-from ov2_core.storage.layout import PLAN_JSON, PLAN_ROWS, RUN_JSON
+from ov2_core.storage.layout import PLAN_JSON, RUN_JSON
 from ov2_core.storage.writer import canonical_json
 from schemas.features import FeatureConfig, PlannedFeatures
 from schemas.run import RunRecord
@@ -100,9 +101,11 @@ def check_fits(run: SourceRun, config: FeatureConfig) -> None:
         )
 
 
-def iter_plan(source: Store, config: FeatureConfig) -> Iterator[tuple[ShardCost, list[PlannedFeatures]]]:
-    """Shard after shard of the source, those without samples left out."""
-    for commit in iter_commits(source):
+def iter_plan(
+    source: Store, run: SourceRun, config: FeatureConfig
+) -> Iterator[tuple[ShardCost, list[PlannedFeatures]]]:
+    """Shard after shard of the source, those without samples left out, and those by which it has grown since it was opened."""
+    for commit in takewhile(lambda commit: commit.shard < run.num_shards, iter_commits(source)):
         rows = list(plan_commit(commit, config))
         if rows:
             yield _cost(commit.shard, rows), rows
@@ -125,7 +128,7 @@ def write_plan(
     with tempfile.TemporaryDirectory(prefix="ov2-plan-") as folder:
         path = os.path.join(folder, "rows.parquet")
         with pq.ParquetWriter(path, _ROWS_SCHEMA, compression="zstd") as parquet:
-            for cost, rows in iter_plan(source, config):
+            for cost, rows in iter_plan(source, run, config):
                 costs.append(cost)
                 columns = {
                     name: [getattr(row, name) for row in rows]
@@ -146,6 +149,6 @@ def write_plan(
             predicted_video_seconds=0.0,
         )
         if store is not None:
-            store.put_file(path, PLAN_ROWS, move=True)
+            store.put_file(path, record.rows, move=True)
             store.write_bytes(PLAN_JSON, canonical_json(record))
     return record, costs

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ov2_core.plan import iter_plan_quarantine, load_plan
+from ov2_core.plan import load_plan
 from ov2_core.report.histogram import Histogram, count_categories, count_numbers
 from ov2_core.rounds import Rounds, list_rounds
 from ov2_core.storage.commit import iter_commits, load_commit
@@ -110,9 +110,10 @@ def collect_run(store: Store, *, num_samples: int = 6, num_examples: int = 5) ->
     plan = load_plan(store)
     tally = _Tally(num_examples)
     rounds = None if plan is None else Rounds(store, plan, list_rounds(store))
-    for number in range(len(rounds.records) + 1 if rounds else 1):
-        for row in rounds.fallen(number) if rounds else iter_plan_quarantine(store):
-            if rounds is None or not rounds.is_history(row.line, number):
+    for number in range(len(rounds.records) + 1 if rounds else 0):
+        assert rounds is not None
+        for row in rounds.fallen(number):
+            if not rounds.is_history(row.line, number):
                 tally.add_quarantined(row)
     for commit in iter_commits(store):
         filtered = commit.filtered if rounds is None else rounds.filtered_of(commit)

@@ -36,6 +36,8 @@ PROBE_DIR = "attempts/probe"
 """Below attempts: what a probe that was killed leaves is swept with them."""
 _OBJECT_STORES = frozenset({"s3", "gs", "az", "abfs", "memory"})
 _TEMPORARY_SUFFIX = ".ov2tmp"
+MAX_SWEEPS = 4
+"""Of temporaries, beside one write of a file."""
 _NO_LINK = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -185,7 +187,7 @@ class Store:
     def write_bytes(self, rel: str, data: bytes) -> None:
         """Create or replace the file atomically."""
         if self.is_local:
-            self._replace_local(rel, lambda file: _write_all(file, data))
+            self._replace_local(rel, lambda file: file.write(data))
         else:
             self._make_folder(rel)
             self._retry(rel, lambda: self.fs.pipe_file(self._remote(rel), data))
@@ -206,25 +208,17 @@ class Store:
         target = self.local(rel)
         if os.path.lexists(target):
             return False
-        temporary = self._temporary(target)
         try:
-            with open(temporary, "xb") as file:
-                _write_all(file, data)
-            failpoint("mid_write")
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in _NO_LINK:
-                    raise
-                raise OSError(
-                    error.errno,
-                    f"{target}: this file system has no hard links, which exclusive creation needs; use another --out",
-                ) from error
-        finally:
-            _unlink(temporary)
-        _sync_dir(os.path.dirname(target))
+            self._place_local(target, lambda temporary: _write_new(temporary, lambda file: file.write(data)), os.link)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            raise OSError(
+                error.errno,
+                f"{target}: this file system has no hard links, which exclusive creation needs; use another --out",
+            ) from error
         return True
 
     def require_exclusive_creation(self) -> None:
@@ -278,8 +272,7 @@ class Store:
             else:
                 _sync_dir(os.path.dirname(target))
         else:
-            with open(local, "rb") as source:
-                self._replace_local(rel, lambda file: shutil.copyfileobj(source, file, COPY_BYTES))
+            self._replace_local(rel, lambda file: _copy_into(local, file))
         if move:
             _unlink(os.fspath(local))
 
@@ -315,21 +308,12 @@ class Store:
             self._retry(src_rel, lambda: self.fs.cp_file(self._remote(src_rel), self._remote(dst_rel)))
             return
         source, target = self.local(src_rel), self.local(dst_rel)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        temporary = self._temporary(target)
         try:
-            os.link(source, temporary)
+            self._place_local(target, lambda temporary: os.link(source, temporary), os.replace)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            with open(source, "rb") as file:
-                self._replace_local(dst_rel, lambda out: shutil.copyfileobj(file, out, COPY_BYTES))
-            return
-        try:
-            os.replace(temporary, target)
-        finally:
-            _unlink(temporary)  # rename(2) leaves it where both names are one file already
-        _sync_dir(os.path.dirname(target))
+            self._replace_local(dst_rel, lambda file: _copy_into(source, file))
 
     def copy_from(self, other: "Store", src_rel: str, dst_rel: str) -> None:
         """A file of another store as `dst_rel` of this one, atomically replacing what is there. Raises FileNotFoundError.
@@ -374,10 +358,7 @@ class Store:
                     os.rmdir(self.local(f"{rel_dir}/{name}" if name else rel_dir))
 
     def remove_temporaries(self, rel_dir: str) -> int:
-        """Remove what killed writers left half-written directly in a local `rel_dir`.
-
-        Only while nobody writes there.
-        """
+        """Remove what killed writers left half-written directly in a local `rel_dir`. A late writer makes its own again."""
         count = 0
         if self.is_local:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -429,17 +410,24 @@ class Store:
         return os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
 
     def _replace_local(self, rel: str, write: Callable[[BinaryIO], object]) -> None:
-        target = self.local(rel)
-        temporary = self._temporary(target)
-        try:
-            with open(temporary, "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            failpoint("mid_write")
-            os.replace(temporary, target)
-        finally:
-            _unlink(temporary)
+        self._place_local(self.local(rel), lambda temporary: _write_new(temporary, write), os.replace)
+
+    def _place_local(self, target: str, make: Callable[[str], object], place: Callable[[str, str], object]) -> None:
+        """`target` appears at once and whole: `make` makes it under another name, `place` gives it its own.
+
+        Who ends a run sweeps temporaries away, a late writer's among them: what is gone when it is to be placed is made again.
+        """
+        for num_sweeps in range(MAX_SWEEPS + 1):
+            temporary = self._temporary(target)
+            try:
+                make(temporary)
+                place(temporary, target)
+                break
+            except FileNotFoundError:
+                if num_sweeps == MAX_SWEEPS:
+                    raise
+            finally:
+                _unlink(temporary)  # rename(2) leaves it where both names are one file already
         _sync_dir(os.path.dirname(target))
 
 
@@ -451,10 +439,17 @@ def _parts(rel: str) -> Names:
     return parts
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
+def _write_new(path: str, write: Callable[[BinaryIO], object]) -> None:
+    with open(path, "xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    failpoint("mid_write")
+
+
+def _copy_into(path: str | os.PathLike[str], file: BinaryIO) -> None:
+    with open(path, "rb") as source:
+        shutil.copyfileobj(source, file, COPY_BYTES)
 
 
 def _unlink(path: str) -> None:

@@ -6,7 +6,7 @@ is the other broom: at the end of a run, when every shard is committed and no wr
 What a live writer may need is told by two rules:
 
 - an attempt of a committed shard is needed by its commit alone, and only until its tar is published: all others go;
-- everything else (attempts of open shards, scratch folders, temporaries, files of a round that was never created) goes only
+- everything else (attempts of open shards, scratch folders, temporaries, files of a plan or round that was never created) goes only
   when it is older than `older_than_seconds` and no invocation on this run has given a sign of life for as long
   (invocations.py). An uploaded attempt whose writer was about to commit would otherwise be lost, and its commit would
   point at nothing.
@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ov2_core.rounds import PLAN_DIR, stray_round_files
+from ov2_core.plan import stray_plan_files
+from ov2_core.rounds import stray_round_files
 from ov2_core.storage.commit import committed_shards, load_commit
 from ov2_core.storage.files import Store, retry_transient
 from ov2_core.storage.invocations import INVOCATIONS_DIR, load_invocations
-from ov2_core.storage.layout import ATTEMPTS_DIR, COMMITS_DIR, INDEX_DIR, QUARANTINE_DIR, SHARDS_DIR, tar_rel
+from ov2_core.storage.layout import ATTEMPTS_DIR, COMMITS_DIR, INDEX_DIR, PLAN_DIR, QUARANTINE_DIR, SHARDS_DIR, tar_rel
 
 _TEMPORARY_SUFFIX = ".ov2tmp"
 _FOLDERS = (SHARDS_DIR, COMMITS_DIR, QUARANTINE_DIR, INDEX_DIR, PLAN_DIR, INVOCATIONS_DIR, "")
@@ -89,10 +90,11 @@ def find_orphans(store: Store, *, older_than_seconds: float, now: float | None =
         for entry in _scan(store, rel):
             if entry.is_temporary:
                 judge(entry, "half-written by a process that died")
-    strays = set(stray_round_files(store))
-    for entry in _scan(store, PLAN_DIR):
-        if entry.rel in strays:
-            judge(entry, "of a round that was never created")
+    strays = {**dict.fromkeys(stray_plan_files(store), "plan"), **dict.fromkeys(stray_round_files(store), "round")}
+    for folder_rel in (PLAN_DIR, QUARANTINE_DIR):
+        for entry in _scan(store, folder_rel):
+            if entry.rel in strays:
+                judge(entry, f"of a {strays[entry.rel]} that was never created")
     key = lambda orphan: orphan.rel  # noqa: E731
     return GcReport(orphans=sorted(orphans, key=key), kept=sorted(kept, key=key))
 

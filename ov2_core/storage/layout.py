@@ -17,9 +17,8 @@ SPATIAL_RECIPE = "spatial"
 RECORDS_DIR = "records"
 SUMMARIES_DIR = "summaries"
 """Derived from the commits (summaries.py); may be removed."""
-PLAN_JSON = "plan/plan.json"
-PLAN_ROWS = "plan/rows.parquet"
-PLAN_QUARANTINE = "quarantine/plan.jsonl"
+PLAN_DIR = "plan"
+PLAN_JSON = f"{PLAN_DIR}/plan.json"
 _COMMIT_NAME = re.compile(r"shard-([0-9]{6,18})\.json")
 
 

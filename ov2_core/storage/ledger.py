@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from ov2_core.rounds import PLAN_DIR, Rounds
-from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, shard_name
+from ov2_core.rounds import Rounds
+from ov2_core.storage.layout import PLAN_DIR, PLAN_JSON, shard_name
 from schemas.shard import CommitRecord, FilteredRow, QuarantineRow
 
 MAX_ERRORS = 200
@@ -130,7 +130,7 @@ class Ledger:
     def add_fallen(self, line: int, errors: Errors, *, number: int = 0) -> None:
         """A line that the plan itself quarantined, or a round's (by its number)."""
         if line in self._fallen[number]:
-            where = PLAN_QUARANTINE if number == 0 or self._rounds is None else self._rounds.records[number - 1].fallen
+            where = "the plan" if self._rounds is None else self._rounds.fallen_rel(number)
             errors.add(f"line {line}: stands twice in {where}; plan again into a new folder")
         if self._find(line, number) is not None:
             errors.add(f"line {line}: both planned and quarantined by the plan; plan again into a new folder")

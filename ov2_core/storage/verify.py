@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
 
-from ov2_core.rounds import PLAN_DIR, Rounds, list_rounds
+from ov2_core.plan import is_plan_file
+from ov2_core.rounds import Rounds, list_rounds
 from ov2_core.storage.check_shard import check_shard, read_or_none
 from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store
@@ -22,8 +23,8 @@ from ov2_core.storage.index import index_texts
 from ov2_core.storage.layout import (
     FEATURES_RECIPE,
     INDEX_DIR,
+    PLAN_DIR,
     PLAN_JSON,
-    PLAN_QUARANTINE,
     QUARANTINE_DIR,
     RUN_JSON,
     SHARDS_DIR,
@@ -51,14 +52,15 @@ def verify_run(store: Store, *, deep: bool = True, num_threads: int | None = Non
     rounds = _load_rounds(store, errors)
     features = _feature_config(store, errors)
     ledger = Ledger.load(rounds, errors) if rounds is not None else None
-    for number in range(1 if rounds is None else len(rounds.records) + 1):
-        _add_fallen(store, rounds, number, ledger, totals, errors)
+    for number in range(len(rounds.records) + 1 if rounds is not None else 0):
+        assert rounds is not None
+        _add_fallen(rounds, number, ledger, totals, errors)
 
     tars = store.list_sizes(SHARDS_DIR)
     shards = committed_shards(store)
     counts: dict[str, int] = {}
     digests: list[str] = []
-    ledgers = {"plan.jsonl"}
+    ledgers: set[str] = set()
     index = _Index.open(store, errors)
     num_threads = num_threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
@@ -209,13 +211,11 @@ def _for_features(text: str) -> str:
     return text
 
 
-def _add_fallen(
-    store: Store, rounds: Rounds | None, number: int, ledger: Ledger | None, totals: Totals, errors: Errors
-) -> None:
+def _add_fallen(rounds: Rounds, number: int, ledger: Ledger | None, totals: Totals, errors: Errors) -> None:
     """Rows that fell while the plan (0) or a round was planned."""
-    rel = PLAN_QUARANTINE if number == 0 or rounds is None else rounds.records[number - 1].fallen
+    rel = rounds.fallen_rel(number)
     try:
-        file = store.open_read(rel)
+        file = rounds.store.open_read(rel)
     except FileNotFoundError:
         return
     with file:
@@ -225,7 +225,7 @@ def _add_fallen(
             except ValueError as error:
                 errors.add(f"{rel}:{place}: {first_line(error)}; plan again into a new folder")
                 continue
-            if rounds is None or not rounds.is_history(row.line, number):
+            if not rounds.is_history(row.line, number):
                 totals.quarantined[row.reason] += 1
             if ledger is not None:
                 ledger.add_fallen(row.line, errors, number=number)
@@ -239,5 +239,5 @@ def _check_strangers(
         if f"{SHARDS_DIR}/{name.removesuffix('.idx')}" not in counts:
             errors.add(f"{SHARDS_DIR}/{name}: no commit answers for it; remove it: readers that glob would read it")
     for name in store.list(QUARANTINE_DIR):
-        if name not in ledgers:
+        if name not in ledgers and not is_plan_file(f"{QUARANTINE_DIR}/{name}"):
             errors.add(f"{QUARANTINE_DIR}/{name}: no commit answers for it; remove it")

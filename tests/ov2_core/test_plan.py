@@ -10,16 +10,19 @@ from ov2_core import plan as plans
 from ov2_core.config import recipe
 from ov2_core.plan import (
     PlanWriter,
-    count_plan_rows,
+    iter_plan_quarantine,
     iter_plan_rows,
     iter_plan_shards,
     load_plan,
     planned_text,
     predict,
+    remove_plan,
+    remove_stray_plan_files,
     size_in_blocks,
+    stray_plan_files,
 )
 from ov2_core.storage.files import Store
-from schemas.shard import PlannedRow, PlanRecord
+from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 from schemas.video import ManifestRow, ProbeRecord, SourceIdentity
 
 
@@ -75,8 +78,7 @@ def write_plan(store: Store, rows: list[PlannedRow]) -> PlanRecord:
     with PlanWriter(store) as writer:
         for item in rows:
             writer.add(planned_text(item.model_copy(update={"shard": 0})), item.shard)
-        writer.finish(record)
-    return record
+        return writer.finish(record)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,6 @@ def test_plan_rows_come_back_in_order_and_skipped_shards_do_not(
     assert list(iter_plan_rows(store)) == rows
     skip = {0, 1, 2, 5, 13}
     assert list(iter_plan_rows(store, skip_shards=skip)) == [item for item in rows if item.shard not in skip]
-    assert count_plan_rows(store, skip_shards=skip) == sum(item.shard not in skip for item in rows)
     assert [(shard, len(items)) for shard, items in iter_plan_shards(store, skip_shards={1})][:3] == [
         (0, 3),
         (2, 3),
@@ -138,8 +139,8 @@ def test_row_groups_end_at_shard_boundaries(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(plans, "ROW_GROUP_ROWS", 4)
     store = Store(tmp_path)
-    write_plan(store, [row(line, shard=(line - 1) // 3) for line in range(1, 41)])
-    metadata = pq.ParquetFile(store.local("plan/rows.parquet")).metadata
+    record = write_plan(store, [row(line, shard=(line - 1) // 3) for line in range(1, 41)])
+    metadata = pq.ParquetFile(store.local(record.rows)).metadata
     column = plans.ROWS_SCHEMA.get_field_index("shard")
     ranges = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
     assert len(ranges) > 2
@@ -150,7 +151,6 @@ def test_plan_without_rows_can_be_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     write_plan(store, [])
     assert list(iter_plan_rows(store)) == []
-    assert count_plan_rows(store) == 0
 
 
 def test_interrupted_plan_is_not_there(tmp_path: Path) -> None:
@@ -158,3 +158,39 @@ def test_interrupted_plan_is_not_there(tmp_path: Path) -> None:
     with PlanWriter(store) as writer:
         writer.add(planned_text(row(1, 0)), 0)  # and then leaves without finish, as an exception would
     assert load_plan(store) is None
+
+
+def test_of_two_plans_the_second_leaves_nothing_and_learns_of_the_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = write_plan(store, [row(1, 0)])
+    before = {rel: store.read_bytes(rel) for rel in ("plan/plan.json", first.rows, first.fallen)}
+    for lines in ((1, 2), (1,)):  # of other content, and of the same
+        assert write_plan(store, [row(line, 0) for line in lines]) == first
+        assert {rel: store.read_bytes(rel) for rel in before} == before
+        assert (store.list("plan"), stray_plan_files(store)) == (["plan.json", Path(first.rows).name], [])
+
+
+def test_files_that_no_plan_names_are_strays_and_go_with_a_plan(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = write_plan(store, [row(1, 0)])
+    strays = [f"plan/rows-{'0' * 16}.parquet", "plan/rows.parquet", f"quarantine/plan-{'0' * 16}.jsonl"]
+    for rel in (*strays, "plan/mine.parquet", "quarantine/shard-000000.jsonl"):
+        store.write_bytes(rel, b"")
+    assert stray_plan_files(store) == strays
+    remove_stray_plan_files(store)
+    assert list(iter_plan_rows(store)) == [row(1, 0)]
+    remove_plan(store)
+    assert not store.exists(record.rows)
+    assert (store.list("plan"), store.list("quarantine")) == (["mine.parquet"], ["shard-000000.jsonl"])
+
+
+def test_plan_of_an_older_version_is_read_by_its_fixed_names(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = write_plan(store, [row(1, 0)])
+    store.write_bytes("plan/rows.parquet", store.read_bytes(record.rows))
+    fallen = QuarantineRow(line=2, id=None, uri=None, reason="malformed_row", stage="manifest", message="no", raw="{")
+    store.write_bytes("quarantine/plan.jsonl", fallen.model_dump_json().encode() + b"\n")
+    store.write_bytes("plan/plan.json", record.model_dump_json(exclude={"rows", "fallen"}).encode())
+    assert list(iter_plan_rows(store)) == [row(1, 0)]
+    assert list(iter_plan_quarantine(store)) == [fallen]
+    assert stray_plan_files(store) == [record.rows, record.fallen]

@@ -72,8 +72,8 @@ def test_every_row_is_planned_or_falls_with_its_reason(mixed_manifest: Path, tmp
 
 def test_plan_of_the_ledger_replays_what_fell(mixed_manifest: Path, tmp_path: Path) -> None:
     first, replay = Store(tmp_path / "run"), Store(tmp_path / "replay")
-    plan_videos(str(mixed_manifest), first, CONFIG, INLINE)
-    plan_videos(first.url("quarantine/plan.jsonl"), replay, CONFIG, INLINE)
+    ledger = plan_videos(str(mixed_manifest), first, CONFIG, INLINE).fallen
+    plan_videos(first.url(ledger), replay, CONFIG, INLINE)
     fallen = {row.id: row.reason for row in iter_plan_quarantine(first) if row.row is not None and row.id != "a"}
     again = {row.id: row.reason for row in iter_plan_quarantine(replay) if row.row is not None and row.id != "a"}
     assert again == fallen
@@ -104,9 +104,7 @@ def drive_by_hand(
                 task = open_tasks.pop(shuffle.randrange(len(open_tasks)))
                 job = ProbeJob(config, str(manifest))
                 feed.done(task, (job.run(task.payload)[0][0], shuffle.choice([1e-3, 10.0])), None)
-        record = feed.record(manifest_digest="x")
-        writer.finish(record)
-    return record
+        return writer.finish(feed.record(manifest_digest="x"))
 
 
 @pytest.mark.parametrize(("seed", "window_rows", "keep"), [(0, 100, 100), (1, 3, 2), (2, 1, 9), (3, 7, 3)])
@@ -115,8 +113,8 @@ def test_plan_does_not_depend_on_the_order_of_finishing(
 ) -> None:
     inline, shuffled = Store(tmp_path / "inline"), Store(tmp_path / "shuffled")
     plan_videos(str(mixed_manifest), inline, CONFIG, INLINE)
-    drive_by_hand(mixed_manifest, shuffled, CONFIG, seed=seed, window_rows=window_rows, keep=keep)
-    for name in ("plan/rows.parquet", "quarantine/plan.jsonl"):
+    record = drive_by_hand(mixed_manifest, shuffled, CONFIG, seed=seed, window_rows=window_rows, keep=keep)
+    for name in (record.rows, record.fallen):
         assert inline.read_bytes(name) == shuffled.read_bytes(name)
 
 

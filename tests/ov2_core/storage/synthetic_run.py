@@ -15,7 +15,7 @@ from ov2_core.config import TokenizerConfig
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
 from ov2_core.storage.files import Store
 from ov2_core.storage.index import write_index
-from ov2_core.storage.layout import PLAN_JSON, PLAN_QUARANTINE, PLAN_ROWS
+from ov2_core.storage.layout import PLAN_JSON
 from ov2_core.storage.writer import EncodedSample, canonical_json, committed_sample, encode_sample, write_tar
 from ov2_core.tokenized import Group, TokenizedVideo
 from schemas.shard import CommitRecord, FilteredRow, PlannedRow, PlanRecord, QuarantineRow
@@ -203,9 +203,11 @@ def write_plan(store: Store, tmp: Path, shards: dict[int, list[int]], *, fallen:
         }
     )
     pq.write_table(table, tmp / "rows.parquet")
-    store.put_file(tmp / "rows.parquet", PLAN_ROWS)
+    store.put_file(tmp / "rows.parquet", "plan/rows.parquet")
     if fallen:
-        store.write_bytes(PLAN_QUARANTINE, b"".join(canonical_json(make_quarantined(n)) + b"\n" for n in fallen))
+        store.write_bytes(
+            "quarantine/plan.jsonl", b"".join(canonical_json(make_quarantined(n)) + b"\n" for n in fallen)
+        )
     plan = PlanRecord(
         manifest_uri="videos.jsonl",
         manifest_digest="0",

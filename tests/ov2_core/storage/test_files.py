@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from s3_stores import ATOMIC_STORES
 
+from ov2_core.storage import files
 from ov2_core.storage.files import Store
 
 
@@ -185,3 +186,32 @@ def test_a_root_may_be_a_file_url(tmp_path: Path) -> None:
     for rel in ("../x", "a/../../x", "/etc/x", "a\0b"):
         with pytest.raises(ValueError, match="no path below a run"):
             store.write_bytes(rel, b"1")
+
+
+@pytest.mark.parametrize("operation", ["write_bytes", "create_bytes", "put_file"])
+@pytest.mark.parametrize("num_sweeps", [1, files.MAX_SWEEPS, files.MAX_SWEEPS + 1])
+def test_what_a_sweep_takes_away_before_it_has_its_name_is_made_again(
+    operation: str, num_sweeps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, local = Store(tmp_path / "run"), tmp_path / "local"
+    local.write_bytes(b"data")
+    swept: list[int] = []
+
+    def sweep(name: str) -> None:
+        if name == "mid_write" and len(swept) < num_sweeps:
+            swept.append(store.remove_temporaries("shards"))
+
+    monkeypatch.setattr(files, "failpoint", sweep)
+    write = {
+        "write_bytes": lambda: store.write_bytes("shards/x", b"data"),
+        "create_bytes": lambda: store.create_bytes("shards/x", b"data"),
+        "put_file": lambda: store.put_file(local, "shards/x"),
+    }[operation]
+    if num_sweeps > files.MAX_SWEEPS:
+        with pytest.raises(FileNotFoundError):
+            write()
+    else:
+        write()
+        assert store.read_bytes("shards/x") == b"data"
+    assert swept == [1] * num_sweeps
+    assert os.listdir(tmp_path / "run" / "shards") == ["x"] * (num_sweeps <= files.MAX_SWEEPS)

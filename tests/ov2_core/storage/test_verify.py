@@ -296,6 +296,13 @@ def test_any_flipped_bit_of_a_tar_is_found(data: st.DataObject, tmp_path_factory
     assert any(error.startswith("shard 0") for error in report.errors)
 
 
+def test_what_a_second_planner_left_is_nobodys_error(tmp_path: Path) -> None:
+    store = finished_run(Store(tmp_path / "run"), tmp_path)
+    for rel in (f"plan/rows-{'0' * 16}.parquet", f"quarantine/plan-{'0' * 16}.jsonl"):
+        store.write_bytes(rel, b"left")
+    assert verify_run(store).errors == []
+
+
 def test_what_follows_from_the_commits_is_mended_by_running_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
     store = finished_run(Store(run), tmp_path)
