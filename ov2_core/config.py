@@ -104,30 +104,36 @@ class ScoreConfig:
 class EvidenceConfig:
     """Hold-DP (tokenizer/blocks.py, policy "evidence")."""
 
-    event_period_seconds: float = 0.2
-    """In every such window of a group the most moving blocks are forced in. 0 switches forced events off."""
+    structure_share: float = 0.3
+    """How much lost structure (1 - SSIM^2 of a block) counts beside squared error: 0..1."""
+    event_period_seconds: float = 0.23
+    """Regions are forced in frames at least so far apart, single blocks in frames half as far. 0 switches forced events off."""
+    event_smoothing_seconds: float = 0.12
+    """Sigma of the Gaussian over time that activity is averaged with before events are looked for. 0: none."""
     event_blocks: int = 1
-    """Blocks forced in each half of a window, all from one frame."""
+    """Blocks forced in every event frame, all from one frame."""
     event_region_blocks: int = 14
-    """In the most active windows as many, as far as max_event_share goes and max_region_loss lets it."""
-    max_region_loss: float = 0.3
-    """By what share the held error may rise for event_region_blocks in place of event_blocks; past it there are fewer."""
+    """In the strong ones as many, as far as max_event_share goes."""
     event_contrast: float = 3.0
-    """How much more than the median of its frame a region must move to be an event. 0: something is forced in every window."""
-    max_structure_loss: float = 0.03
-    """How much less structure (tokenizer/structure.py) than whole frames a group may have for event_region_blocks beside tiles."""
-    tile_side: int = 3
-    """Side, in blocks, of the tiles that are renewed together where single blocks would tear the picture. 1: none."""
-    coherence: float = 0.5
-    """By what share an update in a frame with forced blocks is cheaper than elsewhere: 0..0.95."""
-    max_event_share: float = 0.65
-    """Share of a group's budget that forced blocks may take; past it the weakest windows lose theirs."""
+    """How much more than the median of its frame a region must move to be an event. 0: something is forced in every period."""
+    event_strength: float = 0.7
+    """Weaker events than this share of the group's strong ones have no region. 0: all have."""
+    max_event_share: float = 0.6
+    """Share of a group's budget that forced blocks may take; past it the weakest events lose theirs."""
+    max_torn_event_share: float = 0.4
+    """The same where all moves, so that what is left would be torn."""
 
     def __post_init__(self) -> None:
+        for name in ("structure_share", "event_strength", "max_event_share", "max_torn_event_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"evidence.{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.event_period_seconds < math.inf:
             raise ValueError(
                 f"evidence.event_period_seconds must be >= 0 and finite, got {self.event_period_seconds}; 0 forces no events"
             )
+        for name in ("event_smoothing_seconds", "event_contrast"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"evidence.{name} must be >= 0 and finite, got {getattr(self, name)}")
         if self.event_blocks < 1:
             raise ValueError(f"evidence.event_blocks must be >= 1, got {self.event_blocks}")
         if self.event_region_blocks < self.event_blocks:
@@ -135,18 +141,6 @@ class EvidenceConfig:
                 f"evidence.event_region_blocks must be >= evidence.event_blocks ({self.event_blocks}), "
                 f"got {self.event_region_blocks}"
             )
-        if not 0 <= self.max_region_loss < math.inf:
-            raise ValueError(f"evidence.max_region_loss must be >= 0 and finite, got {self.max_region_loss}")
-        if not 0 <= self.event_contrast < math.inf:
-            raise ValueError(f"evidence.event_contrast must be >= 0 and finite, got {self.event_contrast}")
-        if not 0 <= self.max_structure_loss <= 1:
-            raise ValueError(f"evidence.max_structure_loss must be in [0, 1], got {self.max_structure_loss}")
-        if self.tile_side < 1:
-            raise ValueError(f"evidence.tile_side must be >= 1, got {self.tile_side}")
-        if not 0 <= self.coherence <= 0.95:
-            raise ValueError(f"evidence.coherence must be in [0, 0.95], got {self.coherence}")
-        if not 0 <= self.max_event_share <= 1:
-            raise ValueError(f"evidence.max_event_share must be in [0, 1], got {self.max_event_share}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,9 +4,9 @@ In: the score of every block of every candidate frame (and, for "evidence", the 
 (candidate, block), sorted. Candidate 0 is the group's first frame, shown whole as the I-canvas and never chosen again.
 
 - "saliency", the published method: the best blocks of the group by score.
-- "evidence": hold-DP. Each block shows its latest evidence until the next; the updates are placed where they lower the squared
-  error of what a reader holds the most, under one price for all blocks. Forced events are constraints inside the same DP, and
-  updates in the frames of events cost less, so that what moves is seen together.
+- "evidence": hold-DP. Each block shows its latest evidence until the next; the updates are placed where they lower the error
+  and the loss of structure of what a reader holds the most, under one price for all blocks. The regions of events are
+  constraints inside the same DP. Where the picture would be torn, larger tiles take the place of blocks.
 
 Shapes: K candidates, B blocks of a frame row-major.
 """
@@ -17,13 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ov2_core.config import EvidenceConfig
-from ov2_core.tokenizer.hold import HoldCosts, held_error, hold_updates, hold_whole, tiled
+from ov2_core.tokenizer.hold import HoldCosts, hold_updates, tiled
 from ov2_core.tokenizer.structure import held_structure
 
 CAPPED_BLOCKS = 12
+STRONG_PERCENTILE = 90
+TILE_SIDES = (1, 2, 5)
+"""Tried in turn, in blocks."""
 SEAM_MARGIN = 0.02
 """Structure that single blocks must have more than whole frames at equal steps, as a share of what those lack: at their seams
-more is lost than cells show."""
+more is lost than cells show. Tiles have less seam, and need as much less."""
 
 
 def select_saliency(score_KB: npt.NDArray[np.float32], *, budget: int) -> npt.NDArray[np.int64]:
@@ -52,14 +55,11 @@ def select_evidence(
     budget: int,
     config: EvidenceConfig,
 ) -> npt.NDArray[np.int64]:
-    """Hold-DP with forced events, budget exactly filled; whole frames and tiles compete with single blocks.
+    """Hold-DP with forced events, budget exactly filled.
 
-    Tried in turn, the first that is good enough is taken: regions of events and single blocks; regions of events and tiles; a
-    few blocks of events and single blocks; the same and tiles. Good enough: as little error and as much structure as whole
-    frames at equal steps; single blocks need SEAM_MARGIN more. Regions with more than `max_region_loss` more error than a few
-    blocks of events are not tried further. A group with an event in at least half of its half windows is eventful: there
-    regions with tiles may have `max_structure_loss` less structure, and if nothing is good enough, the better of the last two
-    in structure is taken. Any other group then shows its best whole frames.
+    The costs are of blocks one by one and do not see seams. So what is held is looked at as a whole: if it has no more structure
+    than whole frames at equal steps would leave (and SEAM_MARGIN), larger tiles are tried; if none is good enough, the largest
+    is taken, and events get `max_torn_event_share` of the budget alone.
 
     Args:
         feature_KBF: cells of the candidates.
@@ -73,33 +73,20 @@ def select_evidence(
     candidates, blocks = activity_KB.shape
     _check_budget(budget, candidates, blocks)
     structure = partial(held_structure, feature_KBF, costs.frames_K, columns=columns)
-    equal_BK = equal_steps(costs.frames_K, blocks, count=budget // blocks)
-    most_error, equal_structure = held_error(costs, equal_BK), structure(equal_BK)
+    equal = structure(equal_steps(costs.frames_K, blocks, count=budget // blocks))
     moving_KB = region_activity(activity_KB, columns=columns)
-    seam = SEAM_MARGIN * (1 - equal_structure)
-    event_KB = force_events(moving_KB, seconds_K, config.event_blocks, budget=budget, config=config)
-    eventful = event_KB.any(axis=1).sum() * config.event_period_seconds >= max(seconds_K[-1] - seconds_K[0], 1e-9)
-    loss = config.max_structure_loss if eventful else 0.0
-    few: list[tuple[npt.NDArray[np.bool_], float, float]] = []  # selection, its error, the structure it needs
-    dear = False
-    for side, region_needs, few_needs in (
-        (1, equal_structure + seam, equal_structure + seam),
-        (config.tile_side, equal_structure - loss, equal_structure),
-    ):
-        shared = tiled(costs, columns=columns, side=side) if side > 1 else costs
-        few_BK = _hold(shared, moving_KB, seconds_K, config.event_blocks, budget=budget, config=config)
-        few.append((few_BK, held_error(costs, few_BK), few_needs))
-        region_BK = _hold(shared, moving_KB, seconds_K, config.event_region_blocks, budget=budget, config=config)
-        error = held_error(costs, region_BK)
-        dear = dear or error > few[-1][1] * (1 + config.max_region_loss)
-        if not dear and error <= most_error and structure(region_BK) >= region_needs:
-            return _pairs(region_BK)
-    for few_BK, error, needs in few:
-        if error <= most_error and structure(few_BK) >= needs:
-            return _pairs(few_BK)
-    if eventful:
-        return _pairs(max((few_BK for few_BK, _, _ in few), key=structure))
-    return _pairs(hold_whole(costs, count=budget // blocks))
+    moving_KB = smooth(moving_KB, seconds_K, sigma_seconds=config.event_smoothing_seconds)
+    forced_BK = force_events(moving_KB, seconds_K, most=int(budget * config.max_event_share), config=config).T
+    for side in TILE_SIDES:
+        of_tiles = tiled(costs, columns=columns, side=side)
+        chosen_BK = hold_updates(of_tiles, forced_BK, budget=budget)
+        if structure(chosen_BK) >= equal + SEAM_MARGIN / side * (1 - equal):
+            return _pairs(chosen_BK)
+    share = min(config.max_event_share, config.max_torn_event_share)
+    fewer_BK = force_events(moving_KB, seconds_K, most=int(budget * share), config=config).T
+    if (fewer_BK == forced_BK).all():
+        return _pairs(chosen_BK)
+    return _pairs(hold_updates(of_tiles, fewer_BK, budget=budget))
 
 
 def equal_steps(frames_K: npt.NDArray[np.float64], blocks: int, *, count: int) -> npt.NDArray[np.bool_]:
@@ -119,21 +106,6 @@ def _pairs(chosen_BK: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.argwhere(chosen_BK.T).astype(np.int64)
 
 
-def _hold(
-    costs: HoldCosts,
-    moving_KB: npt.NDArray[np.float64],
-    seconds_K: npt.NDArray[np.float64],
-    region_blocks: int,
-    *,
-    budget: int,
-    config: EvidenceConfig,
-) -> npt.NDArray[np.bool_]:
-    """[B, K] what hold-DP shows where events may have up to `region_blocks` blocks."""
-    forced_BK = force_events(moving_KB, seconds_K, region_blocks, budget=budget, config=config).T
-    weight_K = np.where(forced_BK.any(axis=0), 1.0 - config.coherence, 1.0)
-    return hold_updates(costs, np.ascontiguousarray(forced_BK), budget=budget, weight_K=weight_K)
-
-
 def region_activity(activity_KB: npt.NDArray[np.float32], *, columns: int) -> npt.NDArray[np.float64]:
     """[K, B] mean of each block's 3 x 3 neighbourhood, so that what is forced hangs together: one thing that moves, all of it.
 
@@ -143,28 +115,40 @@ def region_activity(activity_KB: npt.NDArray[np.float32], *, columns: int) -> np
     highest = np.sort(activity_KB, axis=1)[:, -CAPPED_BLOCKS:].mean(axis=1, dtype=np.float64)
     capped = np.minimum(activity_KB, highest[:, None] / 2).reshape(len(activity_KB), -1, columns)
     padded = np.pad(capped, ((0, 0), (1, 1), (1, 1)))
-    rows = capped.shape[1]
-    shifted = [padded[:, r : r + rows, c : c + columns] for r in range(3) for c in range(3)]
-    mean: npt.NDArray[np.float64] = np.mean(shifted, axis=0).reshape(activity_KB.shape)
-    return mean
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    mean: npt.NDArray[np.float64] = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9
+    return mean.reshape(activity_KB.shape)
+
+
+def smooth(
+    activity_KB: npt.NDArray[np.float64], seconds_K: npt.NDArray[np.float64], *, sigma_seconds: float
+) -> npt.NDArray[np.float64]:
+    """[K, B] Gaussian mean over time: what swings is most active beside its turning points, and this is highest between them."""
+    if sigma_seconds == 0:
+        return activity_KB
+    weight_KK = np.exp(-0.5 * ((seconds_K[:, None] - seconds_K) / sigma_seconds) ** 2)
+    result: npt.NDArray[np.float64] = weight_KK @ activity_KB / weight_KK.sum(axis=1, keepdims=True)
+    return result
 
 
 def force_events(
     activity_KB: npt.NDArray[np.float64],
     seconds_K: npt.NDArray[np.float64],
-    region_blocks: int,
     *,
-    budget: int,
+    most: int,
     config: EvidenceConfig,
 ) -> npt.NDArray[np.bool_]:
-    """In every window of `event_period_seconds`, the region that moves in its most active frame; a few blocks in each half of it.
+    """A few blocks of every event, and of the strong ones the region that moves.
 
-    A frame's activity is the mean over its `event_region_blocks` most active blocks; where that is less than `event_contrast`
-    times the frame's median there is no event. First the most active frame of each half window gets `event_blocks`, then the
-    most active of each window gets up to `region_blocks`, strongest first, until `max_event_share` of the budget is spent.
+    A frame's strength is the mean activity of its `event_region_blocks` most active blocks; where that is less than
+    `event_contrast` times the frame's median there is no event. First the strongest frames that are half of
+    `event_period_seconds` apart get their `event_blocks` most active blocks, so that every event has something near it; then
+    the strongest that are a whole period apart get all `event_region_blocks`, strongest first, until `most` blocks are
+    spent. These have at least `event_strength` of what the group's strong frames have.
 
     Args:
-        activity_KB: what blocks are ranked by (region_activity).
+        activity_KB: what blocks are ranked by (region_activity, smooth).
+        most: blocks that may be forced.
 
     Returns:
         [K, B] bool; row 0 is False.
@@ -174,27 +158,32 @@ def force_events(
         return forced
     top = np.argsort(-activity_KB, axis=1, kind="stable")[:, : config.event_region_blocks]
     strength = np.take_along_axis(activity_KB, top, axis=1).mean(axis=1)
-    strength[strength < config.event_contrast * np.median(activity_KB, axis=1)] = -1.0
-    left = int(budget * config.max_event_share)
-    for period, count in (
-        (config.event_period_seconds / 2, config.event_blocks),
-        (config.event_period_seconds, region_blocks),
+    strength[strength < config.event_contrast * np.median(activity_KB, axis=1)] = 0.0
+    strong = config.event_strength * np.percentile(strength, STRONG_PERCENTILE)
+    left = most
+    for apart, count, least in (
+        (config.event_period_seconds / 2, config.event_blocks, 0.0),
+        (config.event_period_seconds, config.event_region_blocks, strong),
     ):
-        for k in _peaks(strength, seconds_K, period):
+        for k in _peaks(strength, seconds_K, apart=apart, least=least):
             more = top[k, :count][~forced[k, top[k, :count]]][:left]
             forced[k, more] = True
             left -= len(more)
     return forced
 
 
-def _peaks(strength_K: npt.NDArray[np.float64], seconds_K: npt.NDArray[np.float64], period: float) -> list[int]:
-    """The strongest frame of every window, strongest first; none where all are negative. Candidate 0 is no one's."""
-    window = ((seconds_K - seconds_K[0]) / period + 1e-6).astype(np.int64)
-    best: dict[int, int] = {}
-    for k in range(1, len(window)):
-        if strength_K[k] >= 0 and (window[k] not in best or strength_K[k] > strength_K[best[window[k]]]):
-            best[window[k]] = k
-    return sorted(best.values(), key=lambda k: (-strength_K[k], k))
+def _peaks(
+    strength_K: npt.NDArray[np.float64], seconds_K: npt.NDArray[np.float64], *, apart: float, least: float
+) -> list[int]:
+    """The strongest frame, the strongest of those that are at least `apart` seconds from it, and so on; candidate 0 is none."""
+    peaks: list[int] = []
+    free = (strength_K > 0) & (strength_K >= least)
+    free[0] = False
+    for k in np.argsort(-strength_K, kind="stable").tolist():
+        if free[k]:
+            peaks.append(k)
+            free &= np.abs(seconds_K - seconds_K[k]) >= apart - 1e-6
+    return peaks
 
 
 def _check_budget(budget: int, candidates: int, blocks: int) -> None:

@@ -179,6 +179,7 @@ class OpenGroup:
             np.stack([s.sum_BF for s in slots if s.sum_BF is not None]),
             np.stack([s.square_B for s in slots if s.square_B is not None]),
             np.array([s.frames for s in slots], np.float64),
+            structure_share=self._config.evidence.structure_share,
         )
         activity_KB = np.stack([_activity(s.signals) for s in slots])
         seconds_K = np.array([s.tick / self._fps for s in slots])

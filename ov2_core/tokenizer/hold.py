@@ -2,14 +2,17 @@
 
 Every block b is a chain of candidates 0..K-1; showing candidate s costs one update and holds until the next shown candidate e:
 
-    C_b[s, e] = sum over all frames of the group in [s, e) of || f_b - f_b(s) ||^2        f: cells, signals/cells.py
+    C_b[s, e] = sum over all frames of the group in [s, e) of (1 - a) || f_b - f_b(s) ||^2 + a w (1 - ssim(f_b, f_b(s))^2)
+
+f: cells, signals/cells.py. Squared error does not see that fine grain has moved on; SSIM does, here with the block as its one
+window, so that it comes of the same products. a is `structure_share`; w makes both terms of one size: each sums to the same over
+the group if nothing but candidate 0 is ever shown.
 
 The updates of all blocks share one budget. For a price lambda per update each chain is solved exactly by dynamic programming,
-V[e] = min_s V[s] + C[s, e] + lambda w(e); lambda is searched for the budget, and the few updates left over are given greedily to
-where they help most. The weight w(e) of a candidate is 1, or less where updates are wanted together: blocks that change all the
-time then change in the same frames, and a reader sees one moment whole in place of pieces of many. Frames that are not
-candidates count in C as well, through sums kept between candidates, so memory does not grow with the length of a group.
-Source: TOKENIZER.md ("hold-DP on every frame"); Lagrangian allocation after Shoham & Gersho (1988).
+V[e] = min_s V[s] + C[s, e] + lambda; lambda is searched for the budget, and the few updates left over are given greedily to
+where they help most. Frames that are not candidates count in C as well, through sums kept between candidates, so memory does not
+grow with the length of a group.
+Source: TOKENIZER.md ("hold-DP on every frame"); Lagrangian allocation after Shoham & Gersho (1988); SSIM: Wang et al. 2004.
 
 Shapes: B blocks, K candidates (0 is the I-canvas), F features.
 """
@@ -29,13 +32,15 @@ GREEDY_SHARE = 0.01
 """How many updates of the budget may be left over to be given greedily."""
 LEAST_PRICE = 1e-3
 """Squared gray levels: what an update must save to be looked for. A still clip has nothing to save, and its updates are spread."""
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+"""Constants of SSIM for values of 0..255."""
 
 
 @dataclass(frozen=True, slots=True)
 class HoldCosts:
     """C_b[s, e] for 0 <= s < e <= K (e = K: to the end of the group); entries with e <= s are unused."""
 
-    cost_BKK: npt.NDArray[np.float64]
+    cost_BKK: npt.NDArray[np.float32]
     """[B, K, K + 1]"""
     frames_K: npt.NDArray[np.float64]
     """[K] frames from each candidate up to the next."""
@@ -46,6 +51,8 @@ def hold_costs(
     sum_KBF: npt.NDArray[np.float64],
     square_KB: npt.NDArray[np.float64],
     frames_K: npt.NDArray[np.float64],
+    *,
+    structure_share: float = 0.0,
 ) -> HoldCosts:
     """Costs of all segments from sums between candidates.
 
@@ -53,24 +60,101 @@ def hold_costs(
         feature_KBF: features of the candidates.
         sum_KBF, square_KB, frames_K: over the frames from each candidate (included) up to the next: sum of features, sum of
             squared norms, number.
+        structure_share: a, 0..1. SSIM compares with the mean of the frames up to the next candidate.
     """
-    feature_BKF = feature_KBF.astype(np.float64).transpose(1, 0, 2)
-    cross_BKK = feature_BKF @ sum_KBF.transpose(1, 2, 0)
-    norm_BK = (feature_BKF**2).sum(axis=2)
-    cost_BKK = np.zeros((*norm_BK.shape, norm_BK.shape[1] + 1))
-    _accumulate(cross_BKK, norm_BK, square_KB, frames_K, cost_BKK)
+    features, share, frames = np.float32(feature_KBF.shape[2]), np.float32(structure_share), frames_K.astype(np.float32)
+    centred = _centred(np.asarray(feature_KBF, np.float32), sum_KBF, square_KB, frames_K)
+    held_BKF, shown_BKF, held_norm, held_mean, shown_norm, shown_mean, square, mean = centred
+    cross = held_BKF @ shown_BKF.transpose(0, 2, 1)
+    cost_BKK = np.zeros((*cross.shape[:2], len(frames_K) + 1), np.float32)
+    _accumulate(cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, share, cost_BKK)
     return HoldCosts(cost_BKK, np.asarray(frames_K, np.float64))
 
 
-@numba.njit(cache=True, nogil=True)
-def _accumulate(cross, norm, square, frames, cost):  # type: ignore[no-untyped-def]
-    blocks, candidates = norm.shape
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _centred(feature, total, square, frames):  # type: ignore[no-untyped-def]
+    """Features without their block's mean, of which products lose less to rounding, and what SSIM wants to know of them.
+
+    Returns:
+        held_BKF: of the candidates; shown_BKF: means of the frames up to the next; [B, K] norm and mean of each; [B, K] mean
+        squared norm of the frames; [B] what was taken off.
+    """
+    candidates, blocks, features = feature.shape
+    held, shown = (
+        np.empty((blocks, candidates, features), np.float32),
+        np.empty((blocks, candidates, features), np.float32),
+    )
+    held_norm, held_mean = np.empty((blocks, candidates), np.float32), np.empty((blocks, candidates), np.float32)
+    shown_norm, shown_mean = np.empty((blocks, candidates), np.float32), np.empty((blocks, candidates), np.float32)
+    norm, mean = np.empty((blocks, candidates), np.float32), np.empty(blocks, np.float32)
+    for b in range(blocks):
+        level = 0.0
+        for k in range(candidates):
+            level += feature[k, b].sum()
+        level /= candidates * features
+        mean[b] = level
+        for k in range(candidates):
+            each = 1 / frames[k]
+            h1 = h2 = s1 = s2 = 0.0
+            for f in range(features):
+                h = feature[k, b, f] - level
+                s = total[k, b, f] * each - level
+                held[b, k, f], shown[b, k, f] = h, s
+                h1 += h
+                h2 += h * h
+                s1 += s
+                s2 += s * s
+            held_mean[b, k], held_norm[b, k] = h1 / features, h2
+            shown_mean[b, k], shown_norm[b, k] = s1 / features, s2
+            norm[b, k] = square[k, b] * each - 2 * level * (s1 + features * level) + features * level * level
+    return held, shown, held_norm, held_mean, shown_norm, shown_mean, norm, mean
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _accumulate(  # type: ignore[no-untyped-def]
+    cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, share, cost
+):
+    """Means and norms are of what is left of the features without the block's `mean`; `square` is per frame."""
+    blocks, candidates = held_norm.shape
+    error, torn = np.empty(candidates, np.float32), np.empty(candidates, np.float32)
+    all_error, all_torn = 0.0, 0.0
+    if share > 0:
+        for b in range(blocks):
+            _compare(
+                cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, b, 0, error, torn
+            )
+            all_error += error.sum()
+            all_torn += torn.sum()
+    weight = np.float32(share * all_error / all_torn) if all_torn > 0 else np.float32(0)
     for b in range(blocks):
         for s in range(candidates):
-            total = 0.0
+            _compare(
+                cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, b, s, error, torn
+            )
+            total = np.float32(0)
             for k in range(s, candidates):
-                total += square[k, b] - 2 * cross[b, s, k] + frames[k] * norm[b, s]
-                cost[b, s, k + 1] = max(total, 0.0)
+                total += (np.float32(1) - share) * error[k] + weight * torn[k]
+                cost[b, s, k + 1] = total
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _compare(  # type: ignore[no-untyped-def]
+    cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, b, s, error, torn
+):
+    """What holding block b of candidate s does to the frames of each candidate k >= s: squared error, and 1 - SSIM^2."""
+    c1, c2, zero, one, two = np.float32(C1), np.float32(C2), np.float32(0), np.float32(1), np.float32(2)
+    each = one / features
+    norm, m = held_norm[b, s], held_mean[b, s]
+    variance = norm * each - m * m
+    held = m + mean[b]
+    for k in range(s, len(frames)):
+        error[k] = frames[k] * max(square[b, k] - two * cross[b, s, k] + norm, zero)
+        shown = shown_mean[b, k] + mean[b]
+        other = shown_norm[b, k] * each - shown_mean[b, k] * shown_mean[b, k]
+        covariance = cross[b, s, k] * each - m * shown_mean[b, k]
+        similar = max((two * held * shown + c1) * (two * covariance + c2), zero)
+        similar /= (held * held + shown * shown + c1) * (variance + other + c2)
+        torn[k] = frames[k] * max(one - similar * similar, zero)
 
 
 def hold_updates(
@@ -78,13 +162,11 @@ def hold_updates(
     forced_BK: npt.NDArray[np.bool_],
     *,
     budget: int,
-    weight_K: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Choose exactly `budget` updates.
 
     Args:
         forced_BK: updates that must be among them, at most `budget`; column 0 is ignored.
-        weight_K: what an update at each candidate costs, in prices, > 0; None: 1.
 
     Returns:
         [B, K] bool with `budget` entries set; column 0 is False.
@@ -94,13 +176,12 @@ def hold_updates(
     forced[:, 0] = False
     if int(forced.sum()) > budget or budget > blocks * (candidates - 1):
         raise ValueError(f"budget must be in {int(forced.sum())}..{blocks * (candidates - 1)}, got {budget}")
-    weight = np.ones(candidates) if weight_K is None else weight_K
     chosen, trial = np.zeros((blocks, candidates), bool), np.zeros((blocks, candidates), bool)
-    price = float(costs.cost_BKK[:, 0, -1].sum()) / max(budget, 1) + 1.0
+    price = float(costs.cost_BKK[:, 0, -1].sum(dtype=np.float64)) / max(budget, 1) + 1.0
     low = high = 0.0  # prices of too many updates, and of few enough; 0: not known yet
     many = few = 0  # the updates that these choose
     for step in range(BISECTION_STEPS):
-        used = _solve(costs.cost_BKK, forced, price, weight, trial)
+        used = _solve(costs.cost_BKK, forced, price, trial)
         if used <= budget:
             high, few, chosen, trial = price, used, trial, chosen
         else:
@@ -120,81 +201,30 @@ def hold_updates(
     return chosen
 
 
-def hold_whole(costs: HoldCosts, *, count: int) -> npt.NDArray[np.bool_]:
-    """The `count` candidates that, shown whole, hold best: exact, as all blocks share one chain.
-
-    Returns:
-        [B, K] bool with count columns set; column 0 is False.
-    """
-    blocks, candidates = costs.cost_BKK.shape[:2]
-    if not 0 <= count < candidates:
-        raise ValueError(f"count must be in 0..{candidates - 1}, got {count}")
-    chosen = np.zeros((blocks, candidates), bool)
-    chosen[:, _whole(costs.cost_BKK.sum(axis=0), count)] = True
-    return chosen
-
-
-@numba.njit(cache=True, nogil=True)
-def _whole(cost, count):  # type: ignore[no-untyped-def]
-    """Candidates of the cheapest chain of exactly `count` updates; cost is [K, K + 1]."""
-    candidates = len(cost)
-    best = np.full((count + 1, candidates), np.inf)  # the n-th update is e
-    parent = np.zeros((count + 1, candidates), np.int64)
-    best[0, 0] = 0.0
-    for n in range(1, count + 1):
-        for e in range(n, candidates):
-            for s in range(n - 1, e):
-                v = best[n - 1, s] + cost[s, e]
-                if v < best[n, e]:
-                    best[n, e], parent[n, e] = v, s
-    e = int(np.argmin(best[count] + cost[:, candidates]))
-    chosen = np.empty(count, np.int64)
-    for n in range(count, 0, -1):
-        chosen[n - 1] = e
-        e = parent[n, e]
-    return chosen
-
-
 def tiled(costs: HoldCosts, *, columns: int, side: int) -> HoldCosts:
     """Costs in which the blocks of a tile of side x side all have the tile's mean, so that they are renewed together."""
+    if side == 1:
+        return costs
     blocks = len(costs.cost_BKK)
     tile = np.arange(blocks) // columns // side * columns + np.arange(blocks) % columns // side
     by_tile = np.argsort(tile, kind="stable")
     _, first, tile, size = np.unique(tile[by_tile], return_index=True, return_inverse=True, return_counts=True)
-    mean = np.add.reduceat(costs.cost_BKK[by_tile], first) / size[:, None, None]
+    mean = np.add.reduceat(costs.cost_BKK[by_tile], first) / size[:, None, None].astype(np.float32)
     cost_BKK = np.empty_like(costs.cost_BKK)
     cost_BKK[by_tile] = mean[tile]
     return HoldCosts(cost_BKK, costs.frames_K)
 
 
-def held_error(costs: HoldCosts, chosen_BK: npt.NDArray[np.bool_]) -> float:
-    """Sum over blocks of what their chains cost: squared feature error of the whole group."""
-    return float(_held(costs.cost_BKK, chosen_BK))
-
-
 @numba.njit(cache=True, nogil=True)
-def _held(cost, chosen):  # type: ignore[no-untyped-def]
-    blocks, candidates = chosen.shape
-    total = 0.0
-    for b in range(blocks):
-        s = 0
-        for e in range(1, candidates):
-            if chosen[b, e]:
-                total += cost[b, s, e]
-                s = e
-        total += cost[b, s, candidates]
-    return total
-
-
-@numba.njit(cache=True, nogil=True)
-def _solve(cost, forced, price, weight, chosen):  # type: ignore[no-untyped-def]
+def _solve(cost, forced, price, chosen):  # type: ignore[no-untyped-def]
     """Cheapest chain of every block at this price; returns the number of updates. Ties prefer the longer hold.
 
     From each candidate on to all that may follow it: costs are read as they lie in memory, many at a time.
     """
     blocks, candidates = forced.shape
-    best = np.empty(candidates + 1)
-    parent = np.empty(candidates + 1, np.int64)
+    best = np.empty(candidates + 1, np.float32)
+    parent = np.empty(candidates + 1, np.int32)
+    price = np.float32(price)
     used = 0
     for b in range(blocks):
         best[:] = np.inf
@@ -202,7 +232,7 @@ def _solve(cost, forced, price, weight, chosen):  # type: ignore[no-untyped-def]
         end = 0  # no segment may jump over the first forced candidate after its start
         for s in range(candidates):
             if s > 0:
-                best[s] += price * weight[s]
+                best[s] += price
             if end <= s:
                 end = s + 1
                 while end < candidates and not forced[b, end]:
@@ -239,7 +269,8 @@ def _best_insertion(cost, frames, chosen, b):  # type: ignore[no-untyped-def]
         behind = 0.0
         for c in range(s + 1, e):
             behind += frames[c - 1]
-            value = cost[b, s, e] - cost[b, s, c] - cost[b, c, e] + 1e-6 * min(behind, ahead - behind)
+            saved = np.float64(cost[b, s, e]) - np.float64(cost[b, s, c]) - np.float64(cost[b, c, e])
+            value = saved + 1e-6 * min(behind, ahead - behind)
             if value > gain:
                 gain, arg = value, c
         s = e

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from ov2_core.config import EvidenceConfig, ScoreConfig, TokenizerConfig
 from ov2_core.signals.cells import to_block_cells
 from ov2_core.signals.frame import BlockSignals
-from ov2_core.tokenizer.blocks import equal_steps, force_events, region_activity, select_evidence, select_saliency
+from ov2_core.tokenizer.blocks import (
+    equal_steps,
+    force_events,
+    region_activity,
+    select_evidence,
+    select_saliency,
+    smooth,
+)
 from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
 from ov2_core.tokenizer.frames import fit_size, move_to_keyframes, num_uniform_frames, sample_uniform
 from ov2_core.tokenizer.group import OpenGroup
@@ -54,37 +61,64 @@ def test_score_per_clip_ranks_a_busy_frame_over_a_quiet_one():
     assert per_clip[0].max() < 0.2 * per_clip[1].max()
 
 
-def test_events_are_forced_in_every_window_until_the_share_is_spent():
-    seconds = np.arange(30) / 30
-    activity = np.random.default_rng(2).random((30, 12))
-    config = EvidenceConfig(event_blocks=1, event_region_blocks=4, event_contrast=0, max_event_share=1.0)
-    half = (seconds / 0.1 + 1e-6).astype(int)
+def naive_peaks(strength, seconds, apart):
+    """Strongest first, each at least so far from those before it."""
+    peaks = []
+    for k in sorted(range(1, len(strength)), key=lambda k: (-strength[k], k)):
+        if all(abs(seconds[k] - seconds[p]) >= apart - 1e-6 for p in peaks):
+            peaks.append(k)
+    return peaks
+
+
+def test_events_are_forced_strongest_first_until_the_share_is_spent():
+    seconds = np.arange(40) / 30
+    activity = np.random.default_rng(2).random((40, 12))
+    config = EvidenceConfig(event_region_blocks=4, event_contrast=0, event_strength=0, event_period_seconds=0.2)
     strength = np.sort(activity, axis=1)[:, -4:].mean(axis=1)
-    few = force_events(activity, seconds, 1, budget=36, config=config)
-    assert not few[0].any()
-    for w in range(10):
-        inside = np.flatnonzero((half == w) & (np.arange(30) > 0))
-        (k,) = inside[few[inside].any(axis=1)]
-        assert strength[k] == strength[inside].max()
-        assert np.flatnonzero(few[k]).tolist() == [np.argmax(activity[k])]
-    wide = force_events(activity, seconds, 4, budget=36, config=config)
-    assert wide[few].all()
-    assert sorted(wide.sum(axis=1)[wide.any(axis=1)]) == [1] * 5 + [4] * 5, (
-        "the better half of each window has its region"
-    )
-    spent = force_events(activity, seconds, 4, budget=36, config=replace(config, max_event_share=0.4))
-    assert spent.sum() == 14
-    assert spent[few].all()
-    assert np.flatnonzero(spent.sum(axis=1) == 4).tolist() == [np.argmax(np.where(few.any(axis=1), strength, 0))]
-    assert force_events(activity, seconds, 4, budget=36, config=replace(config, event_period_seconds=0)).sum() == 0
+    single, regions = naive_peaks(strength, seconds, 0.1), naive_peaks(strength, seconds, 0.2)
+    expected = np.zeros((40, 12), bool)
+    for count, peaks in ((1, single), (4, regions)):
+        for k in peaks:
+            expected[k, np.argsort(-activity[k])[:count]] = True
+    forced = force_events(activity, seconds, most=480, config=config)
+    assert (forced == expected).all()
+    few = force_events(activity, seconds, most=len(single) + 5, config=config)
+    assert few.sum() == len(single) + 5
+    assert few[regions[0]].sum() == 4
+    assert few[regions[1]].sum() == 3
+    assert few[single].any(axis=1).all(), "each event has a block near it before any has its region"
+    off = replace(config, event_period_seconds=0)
+    assert not force_events(activity, seconds, most=480, config=off).any()
+
+
+def test_weak_events_have_a_block_and_no_region():
+    seconds = np.arange(30) / 10
+    activity = np.zeros((30, 20))
+    activity[3::3, :5] = 10
+    activity[15, :5] = 4
+    config = EvidenceConfig(event_region_blocks=5, event_strength=0.7)
+    forced = force_events(activity, seconds, most=999, config=config)
+    assert set(forced[3::3].sum(axis=1)) == {1, 5}
+    assert forced[15].sum() == 1
 
 
 def test_an_event_stands_out_of_its_frame():
     seconds = np.arange(12) / 30
     activity = np.ones((12, 20))
     activity[7, :5] = 10
-    forced = force_events(activity, seconds, 5, budget=60, config=EvidenceConfig(event_region_blocks=5))
+    forced = force_events(activity, seconds, most=60, config=EvidenceConfig(event_region_blocks=5))
     assert np.argwhere(forced).tolist() == [[7, b] for b in range(5)]
+
+
+def test_what_swings_is_strongest_between_its_turning_points():
+    seconds = np.arange(31) / 30
+    activity = np.abs(np.sin(np.arange(31) / 30 * 2 * np.pi))[:, None]  # turns at 0, 15, 30; two peaks: 7.5, 22.5
+    activity = np.where(np.isin(np.arange(31), (4, 11, 19, 26))[:, None], 1.2, activity)
+    smoothed = smooth(activity, seconds, sigma_seconds=0.12)
+    assert np.argmax(smoothed[:16]) in (7, 8)
+    naive = np.exp(-0.5 * ((seconds - seconds[9]) / 0.12) ** 2)
+    assert smoothed[9, 0] == pytest.approx((naive * activity[:, 0]).sum() / naive.sum())
+    assert smooth(activity, seconds, sigma_seconds=0) is activity
 
 
 def evidence(feature, activity, *, columns, budget, config):
@@ -96,36 +130,43 @@ def evidence(feature, activity, *, columns, budget, config):
     )
 
 
-def test_regions_of_events_are_shown_only_where_they_cost_little():
-    """Block 0 flickers without end, a region elsewhere moves: it takes updates that the flicker needs."""
-    rng = np.random.default_rng(8)
-    feature = np.full((31, 36, 49), 128, np.float32)
-    feature[:, 0] = rng.uniform(0, 255, (31, 49))
-    activity = np.zeros((31, 36), np.float32)
-    activity[3::3, 14:16] = activity[3::3, 20:22] = 5
-    shown = {}
-    for loss in (0.0, 99.0):
-        config = EvidenceConfig(event_region_blocks=9, max_region_loss=loss, max_event_share=0.95)
-        shown[loss] = evidence(feature, activity, columns=6, budget=108, config=config)
-        assert len(shown[loss]) == 108
-    most = {loss: np.bincount(chosen[chosen[:, 1] > 0, 0]).max() for loss, chosen in shown.items()}
-    updates = {loss: (chosen[:, 1] == 0).sum() for loss, chosen in shown.items()}
-    assert updates[0.0] == 30, "the flicker has all it can"
-    assert most[99.0] >= 9, most
+def panned_texture(frames, step):
+    """[T, 36, 49] cells of a fine texture that runs by."""
+    world = np.random.default_rng(11).uniform(0, 255, (42, 42 + step * frames)).astype(np.float32)
+    return np.stack([to_block_cells(np.ascontiguousarray(world[:, step * t : step * t + 42])) for t in range(frames)])
 
 
-def test_whole_frames_win_where_all_moves_and_blocks_where_little_does():
-    """A fine texture that runs by is torn by blocks of many moments; one block that flickers on a still frame is not."""
-    rng = np.random.default_rng(11)
-    world = rng.uniform(0, 255, (42, 42 + 3 * 32)).astype(np.float32)
-    panned = np.stack([to_block_cells(np.ascontiguousarray(world[:, 3 * t : 3 * t + 42])) for t in range(32)])
+def test_tiles_win_where_all_moves_and_blocks_where_little_does():
+    """A texture that runs by is torn by blocks of many moments; one block that flickers on a still frame is not."""
+    panned = panned_texture(32, 3)
     still = np.repeat(panned[:1], 32, axis=0)
-    still[:, 14] = rng.uniform(0, 255, (32, 49))
+    still[:, 14] = np.random.default_rng(12).uniform(0, 255, (32, 49))
     quiet = np.ones((32, 36), np.float32)
-    for feature, whole in ((panned, True), (still, False)):
+    for feature, tiles in ((panned, True), (still, False)):
         chosen = evidence(feature, quiet, columns=6, budget=108, config=EvidenceConfig())
         assert len(chosen) == 108
-        assert (len(np.unique(chosen[:, 0])) == 3) == whole
+        shown = np.zeros((32, 6, 6), bool)
+        shown[chosen[:, 0], chosen[:, 1] // 6, chosen[:, 1] % 6] = True
+        alike = (shown[:, :5, :5] == shown[:, :1, :1]).all(axis=(1, 2)).mean()
+        assert (alike > 0.8) == tiles
+
+
+def test_events_leave_more_to_a_picture_that_would_be_torn(monkeypatch):
+    monkeypatch.setattr("ov2_core.tokenizer.blocks.SEAM_MARGIN", 99)  # no tiles are good enough
+    panned, activity = panned_texture(32, 3), np.ones((32, 36), np.float32)
+    activity[2::4, 14:16] = activity[2::4, 20:22] = 20
+    regions = {}
+    for share in (0.1, 0.6):
+        config = EvidenceConfig(
+            event_region_blocks=9, event_contrast=1.5, event_smoothing_seconds=0, max_torn_event_share=share
+        )
+        chosen = evidence(panned, activity, columns=6, budget=108, config=config)
+        assert len(chosen) == 108
+        regions[share] = sum(
+            (np.bincount(chosen[chosen[:, 0] == k, 1], minlength=36)[[14, 15, 20, 21]] > 0).all()
+            for k in range(2, 32, 4)
+        )
+    assert regions[0.1] < regions[0.6]
 
 
 @settings(max_examples=60, deadline=None)
