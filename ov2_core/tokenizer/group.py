@@ -39,12 +39,34 @@ class _Slot:
     pixels: Any
     signals: BlockSignals
     activity: float
-    sum_BF: npt.NDArray[np.float64] | None
-    """Over the frames from the candidate on, inside its slot; likewise square_B and frames."""
-    square_B: npt.NDArray[np.float64] | None
     frames: int
-    width: int
+    """That it stands for: from the candidate on, inside its slot, and those of lost candidates before it."""
+    width: int = 1
     """Frames of the slot."""
+    sums: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
+    """[B, F] features and [B] squared norms, summed over `frames`; None: all are as the candidate."""
+
+    @property
+    def feature_BF(self) -> npt.NDArray[np.float32]:
+        assert self.signals.feature_BF is not None
+        return self.signals.feature_BF
+
+    def absorb(self, other: "_Slot") -> None:
+        """Hold over the frames of another slot as well."""
+        (total_BF, square_B), (more_BF, more_B) = self._summed(), other._summed()
+        self.sums = total_BF + more_BF, square_B + more_B
+        self.frames += other.frames
+
+    def means(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """[B, F] and [B], over `frames`."""
+        total_BF, square_B = self._summed()
+        return total_BF / self.frames, square_B / self.frames
+
+    def _summed(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        if self.sums is not None:
+            return self.sums
+        feature_BF = self.feature_BF.astype(np.float64)
+        return feature_BF * self.frames, np.square(feature_BF).sum(axis=1) * self.frames
 
 
 class OpenGroup:
@@ -94,20 +116,14 @@ class OpenGroup:
             stands_for: shown frames from this one up to the next that is pushed.
         """
         assert self._num_frames is None or self._pushed < self._num_frames
-        evidence = self._config.policy == "evidence"
-        active = np.sort(_activity(signals))[-TOP_BLOCKS:].sum()
+        top = min(TOP_BLOCKS, self._num_blocks)
+        active = np.partition(_activity(signals), -top)[-top:].sum()
         if self._num_frames is None:
             slot = len(self._slots)
         else:
             slot = 0 if self._pushed == 0 else 1 + (self._pushed - 1) * (self._num_slots - 1) // (self._num_frames - 1)
         self._pushed += 1
-        total = square = None
-        if evidence:
-            assert signals.feature_BF is not None
-            total = signals.feature_BF.astype(np.float64)
-            square = (total**2).sum(axis=1) * stands_for
-            total *= stands_for
-        new = _Slot(tick, None, signals, float(active), total, square, stands_for, 1)
+        new = _Slot(tick, None, signals, float(active), stands_for)
         if slot < len(self._slots):
             self._merge(slot, new)
             if self._slots[slot] is new:
@@ -123,13 +139,14 @@ class OpenGroup:
         """Join a slot and what follows it; the more active candidate stays, the earlier of equals."""
         current = self._slots[slot]
         current.width += following.width
+        evidence = self._config.policy == "evidence"
         if slot > 0 and following.activity > current.activity:
-            if current.sum_BF is not None:  # what the old candidate stood for is held by the one before it
-                _absorb(self._slots[slot - 1], current)
+            if evidence:  # what the old candidate stood for is held by the one before it
+                self._slots[slot - 1].absorb(current)
             following.width = current.width
             self._slots[slot] = following
-        elif current.sum_BF is not None:
-            _absorb(current, following)
+        elif evidence:
+            current.absorb(following)
 
     def _loss(self, slot: int) -> tuple[int, float, int]:
         """What joining a slot and the next costs: length, then the activity of the candidate that falls out."""
@@ -173,11 +190,15 @@ class OpenGroup:
 
     def _select_by_hold(self, budget: int) -> npt.NDArray[np.int64]:
         slots = self._slots
-        feature_KBF = np.stack([s.signals.feature_BF for s in slots if s.signals.feature_BF is not None])
+        feature_KBF = np.stack([s.feature_BF for s in slots])
+        merged = [k for k, slot in enumerate(slots) if slot.sums is not None]
+        mean_KBF, square_KB = feature_KBF.copy() if merged else feature_KBF, np.square(feature_KBF).sum(axis=2)
+        for k in merged:
+            mean_KBF[k], square_KB[k] = slots[k].means()
         costs = hold_costs(
             feature_KBF,
-            np.stack([s.sum_BF for s in slots if s.sum_BF is not None]),
-            np.stack([s.square_B for s in slots if s.square_B is not None]),
+            mean_KBF,
+            square_KB,
             np.array([s.frames for s in slots], np.float64),
             structure_share=self._config.evidence.structure_share,
         )
@@ -197,14 +218,3 @@ class OpenGroup:
 def _activity(signals: BlockSignals) -> npt.NDArray[np.float32]:
     """Gray levels and pixels per frame are of one size in practice; an event shows in either."""
     return signals.residual_B + signals.motion_B
-
-
-def _absorb(slot: _Slot, other: _Slot) -> None:
-    """Let a slot's candidate hold over the frames of another as well."""
-    assert slot.sum_BF is not None
-    assert slot.square_B is not None
-    assert other.sum_BF is not None
-    assert other.square_B is not None
-    slot.sum_BF += other.sum_BF
-    slot.square_B += other.square_B
-    slot.frames += other.frames

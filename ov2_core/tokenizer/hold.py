@@ -10,7 +10,7 @@ the group if nothing but candidate 0 is ever shown.
 
 The updates of all blocks share one budget. For a price lambda per update each chain is solved exactly by dynamic programming,
 V[e] = min_s V[s] + C[s, e] + lambda; lambda is searched for the budget, and the few updates left over are given greedily to
-where they help most. Frames that are not candidates count in C as well, through sums kept between candidates, so memory does not
+where they help most. Frames that are not candidates count in C as well, through means kept between candidates, so memory does not
 grow with the length of a group.
 Source: TOKENIZER.md ("hold-DP on every frame"); Lagrangian allocation after Shoham & Gersho (1988); SSIM: Wang et al. 2004.
 
@@ -32,6 +32,8 @@ GREEDY_SHARE = 0.01
 """How many updates of the budget may be left over to be given greedily."""
 LEAST_PRICE = 1e-3
 """Squared gray levels: what an update must save to be looked for. A still clip has nothing to save, and its updates are spread."""
+BLOCKS_AT_ONCE = 12
+"""Whose products are made at once: they fit a core's cache."""
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 """Constants of SSIM for values of 0..255."""
 
@@ -48,110 +50,110 @@ class HoldCosts:
 
 def hold_costs(
     feature_KBF: npt.NDArray[np.float32],
-    sum_KBF: npt.NDArray[np.float64],
-    square_KB: npt.NDArray[np.float64],
+    mean_KBF: npt.NDArray[np.float32],
+    square_KB: npt.NDArray[np.float32],
     frames_K: npt.NDArray[np.float64],
     *,
     structure_share: float = 0.0,
 ) -> HoldCosts:
-    """Costs of all segments from sums between candidates.
+    """Costs of all segments from means between candidates.
 
     Args:
         feature_KBF: features of the candidates.
-        sum_KBF, square_KB, frames_K: over the frames from each candidate (included) up to the next: sum of features, sum of
-            squared norms, number.
-        structure_share: a, 0..1. SSIM compares with the mean of the frames up to the next candidate.
+        mean_KBF, square_KB, frames_K: over the frames from each candidate (included) up to the next: mean features, mean squared
+            norm, number.
+        structure_share: a, 0..1. SSIM compares with mean_KBF.
     """
-    features, share, frames = np.float32(feature_KBF.shape[2]), np.float32(structure_share), frames_K.astype(np.float32)
-    centred = _centred(np.asarray(feature_KBF, np.float32), sum_KBF, square_KB, frames_K)
-    held_BKF, shown_BKF, held_norm, held_mean, shown_norm, shown_mean, square, mean = centred
-    cross = held_BKF @ shown_BKF.transpose(0, 2, 1)
-    cost_BKK = np.zeros((*cross.shape[:2], len(frames_K) + 1), np.float32)
-    _accumulate(cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, share, cost_BKK)
+    frames = frames_K.astype(np.float32)
+    held_BKF, shown_BKF, moments_B5K, level_B = _centred(
+        np.asarray(feature_KBF, np.float32), np.asarray(mean_KBF, np.float32), np.asarray(square_KB, np.float32)
+    )
+    shown_BFK = shown_BKF.transpose(0, 2, 1)
+    blocks, candidates, features = held_BKF.shape
+    error, torn = _if_never_renewed(held_BKF[:, :1] @ shown_BFK, moments_B5K, level_B, frames, features)
+    weight = structure_share * error / torn if torn > 0 else 0.0
+    cost_BKK = np.zeros((blocks, candidates, candidates + 1), np.float32)
+    products = np.empty((BLOCKS_AT_ONCE, candidates, candidates), np.float32)
+    for start in range(0, blocks, BLOCKS_AT_ONCE):
+        part = slice(start, min(start + BLOCKS_AT_ONCE, blocks))
+        cross = np.matmul(held_BKF[part], shown_BFK[part], out=products[: part.stop - start])
+        _accumulate(
+            cross, moments_B5K[part], level_B[part], frames, features, 1 - structure_share, weight, cost_BKK[part]
+        )
     return HoldCosts(cost_BKK, np.asarray(frames_K, np.float64))
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _centred(feature, total, square, frames):  # type: ignore[no-untyped-def]
+def _centred(feature, mean_feature, square):  # type: ignore[no-untyped-def]
     """Features without their block's mean, of which products lose less to rounding, and what SSIM wants to know of them.
 
     Returns:
-        held_BKF: of the candidates; shown_BKF: means of the frames up to the next; [B, K] norm and mean of each; [B, K] mean
-        squared norm of the frames; [B] what was taken off.
+        held_BKF: of the candidates; shown_BKF: means of the frames up to the next; moments_B5K: squared norm and mean of each of
+        both, mean squared norm of the frames; level_B: what was taken off.
     """
     candidates, blocks, features = feature.shape
-    held, shown = (
-        np.empty((blocks, candidates, features), np.float32),
-        np.empty((blocks, candidates, features), np.float32),
-    )
-    held_norm, held_mean = np.empty((blocks, candidates), np.float32), np.empty((blocks, candidates), np.float32)
-    shown_norm, shown_mean = np.empty((blocks, candidates), np.float32), np.empty((blocks, candidates), np.float32)
-    norm, mean = np.empty((blocks, candidates), np.float32), np.empty(blocks, np.float32)
+    held = np.empty((blocks, candidates, features), np.float32)
+    shown = np.empty((blocks, candidates, features), np.float32)
+    moments, level = np.empty((blocks, 5, candidates), np.float32), np.empty(blocks, np.float32)
     for b in range(blocks):
-        level = 0.0
+        mean = 0.0
         for k in range(candidates):
-            level += feature[k, b].sum()
-        level /= candidates * features
-        mean[b] = level
+            mean += feature[k, b].sum()
+        mean /= candidates * features
+        level[b] = mean
         for k in range(candidates):
-            each = 1 / frames[k]
             h1 = h2 = s1 = s2 = 0.0
             for f in range(features):
-                h = feature[k, b, f] - level
-                s = total[k, b, f] * each - level
+                h = feature[k, b, f] - mean
+                s = mean_feature[k, b, f] - mean
                 held[b, k, f], shown[b, k, f] = h, s
                 h1 += h
                 h2 += h * h
                 s1 += s
                 s2 += s * s
-            held_mean[b, k], held_norm[b, k] = h1 / features, h2
-            shown_mean[b, k], shown_norm[b, k] = s1 / features, s2
-            norm[b, k] = square[k, b] * each - 2 * level * (s1 + features * level) + features * level * level
-    return held, shown, held_norm, held_mean, shown_norm, shown_mean, norm, mean
+            moments[b, 0, k], moments[b, 1, k] = h2, h1 / features
+            moments[b, 2, k], moments[b, 3, k] = s2, s1 / features
+            moments[b, 4, k] = square[k, b] - 2 * mean * (s1 + features * mean) + features * mean * mean
+    return held, shown, moments, level
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _accumulate(  # type: ignore[no-untyped-def]
-    cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, share, cost
-):
-    """Means and norms are of what is left of the features without the block's `mean`; `square` is per frame."""
-    blocks, candidates = held_norm.shape
-    error, torn = np.empty(candidates, np.float32), np.empty(candidates, np.float32)
+def _if_never_renewed(cross, moments, level, frames, features):  # type: ignore[no-untyped-def]
+    """Squared error and lost structure of the whole group if nothing but candidate 0 is shown."""
+    error, torn = np.empty(len(frames), np.float32), np.empty(len(frames), np.float32)
     all_error, all_torn = 0.0, 0.0
-    if share > 0:
-        for b in range(blocks):
-            _compare(
-                cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, b, 0, error, torn
-            )
-            all_error += error.sum()
-            all_torn += torn.sum()
-    weight = np.float32(share * all_error / all_torn) if all_torn > 0 else np.float32(0)
-    for b in range(blocks):
-        for s in range(candidates):
-            _compare(
-                cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, b, s, error, torn
-            )
+    for b in range(len(level)):
+        _compare(cross[b, 0], moments[b], level[b], frames, features, 0, error, torn)
+        all_error += error.sum()
+        all_torn += torn.sum()
+    return all_error, all_torn
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _accumulate(cross, moments, level, frames, features, share, weight, cost):  # type: ignore[no-untyped-def]
+    error, torn = np.empty(len(frames), np.float32), np.empty(len(frames), np.float32)
+    share, weight = np.float32(share), np.float32(weight)
+    for b in range(len(level)):
+        for s in range(len(frames)):
+            _compare(cross[b, s], moments[b], level[b], frames, features, s, error, torn)
             total = np.float32(0)
-            for k in range(s, candidates):
-                total += (np.float32(1) - share) * error[k] + weight * torn[k]
+            for k in range(s, len(frames)):
+                total += share * error[k] + weight * torn[k]
                 cost[b, s, k + 1] = total
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _compare(  # type: ignore[no-untyped-def]
-    cross, held_norm, held_mean, shown_norm, shown_mean, square, mean, frames, features, b, s, error, torn
-):
-    """What holding block b of candidate s does to the frames of each candidate k >= s: squared error, and 1 - SSIM^2."""
+def _compare(cross, moments, level, frames, features, s, error, torn):  # type: ignore[no-untyped-def]
+    """What holding candidate s does to a block of the frames of each candidate k >= s: squared error, and 1 - SSIM^2."""
     c1, c2, zero, one, two = np.float32(C1), np.float32(C2), np.float32(0), np.float32(1), np.float32(2)
-    each = one / features
-    norm, m = held_norm[b, s], held_mean[b, s]
-    variance = norm * each - m * m
-    held = m + mean[b]
+    each = one / np.float32(features)
+    norm, mean = moments[0, s], moments[1, s]
+    variance, held = norm * each - mean * mean, mean + level
     for k in range(s, len(frames)):
-        error[k] = frames[k] * max(square[b, k] - two * cross[b, s, k] + norm, zero)
-        shown = shown_mean[b, k] + mean[b]
-        other = shown_norm[b, k] * each - shown_mean[b, k] * shown_mean[b, k]
-        covariance = cross[b, s, k] * each - m * shown_mean[b, k]
+        error[k] = frames[k] * max(moments[4, k] - two * cross[k] + norm, zero)
+        shown = moments[3, k] + level
+        other = moments[2, k] * each - moments[3, k] * moments[3, k]
+        covariance = cross[k] * each - mean * moments[3, k]
         similar = max((two * held * shown + c1) * (two * covariance + c2), zero)
         similar /= (held * held + shown * shown + c1) * (variance + other + c2)
         torn[k] = frames[k] * max(one - similar * similar, zero)

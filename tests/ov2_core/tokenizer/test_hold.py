@@ -22,8 +22,8 @@ def make_costs(features, candidates, structure_share=0.0):
     pieces = [features[a:b].astype(np.float64) for a, b in pairwise(edges)]
     return hold_costs(
         features[candidates].astype(np.float32),
-        np.stack([p.sum(axis=0) for p in pieces]),
-        np.stack([(p**2).sum(axis=(0, 2)) for p in pieces]),
+        np.stack([p.mean(axis=0) for p in pieces]),
+        np.stack([(p**2).sum(axis=2).mean(axis=0) for p in pieces]),
         np.array([len(p) for p in pieces], float),
         structure_share=structure_share,
     )

@@ -124,7 +124,7 @@ def test_what_swings_is_strongest_between_its_turning_points():
 def evidence(feature, activity, *, columns, budget, config):
     """select_evidence of frames that are all candidates, 30 a second."""
     ones = np.ones(len(feature))
-    costs = hold_costs(feature, feature.astype(float), (feature.astype(float) ** 2).sum(axis=2), ones)
+    costs = hold_costs(feature, feature, np.square(feature).sum(axis=2), ones)
     return select_evidence(
         costs, feature, activity, np.arange(len(feature)) / 30, columns=columns, budget=budget, config=config
     )
