@@ -54,14 +54,18 @@ def _edges(length_px: int, parts: int) -> npt.NDArray[np.int64]:
 def _means(luma, row_edges, column_edges, scale, cells):  # type: ignore[no-untyped-def]
     width = luma.shape[1]
     total = np.empty(width, np.int32)
+    until = np.empty(width + 1, np.uint32)  # sums of all before; differences are right though it wraps around
+    until[0] = 0
     for r in range(cells.shape[0]):
         total[:] = 0
         for y in range(row_edges[r, 0], row_edges[r, 1]):
             for x in range(width):
                 total[x] += luma[y, x]
         height = row_edges[r, 1] - row_edges[r, 0]
+        summed = np.uint32(0)
+        for x in range(width):
+            summed += np.uint32(total[x])
+            until[x + 1] = summed
         for c in range(cells.shape[1]):
-            summed = np.int32(0)
-            for x in range(column_edges[c, 0], column_edges[c, 1]):
-                summed += total[x]
-            cells[r, c] = np.float32(summed) * scale / np.float32(height * (column_edges[c, 1] - column_edges[c, 0]))
+            first, end = column_edges[c, 0], column_edges[c, 1]
+            cells[r, c] = np.float32(np.uint32(until[end] - until[first])) * scale / np.float32(height * (end - first))

@@ -1,5 +1,7 @@
 """Motion and residual kernels against naive references, and the geometry of real vectors on a known pan."""
 
+from itertools import pairwise
+
 import av
 import numpy as np
 import pytest
@@ -70,6 +72,16 @@ def test_cells_are_means_of_the_source_whatever_its_size(rng, bits):
             assert cells[r, c] == pytest.approx(part.mean() / 2 ** (bits - 8), rel=1e-5)
     small = cells_of(luma[:3, :5].astype(np.uint8), 2, 3)
     assert small.shape == (14, 21), "a source below the size of a block"
+
+
+def test_cells_of_a_bright_wide_plane_are_means_too(rng):
+    """The running sum over a row of cells exceeds 32 bits."""
+    luma = rng.integers(60000, 65535, (14, 40000), dtype=np.uint16).repeat(2, axis=0)
+    cells = CellGrid(rows=1, columns=2, turns=0)(luma, 16)
+    first = np.arange(15) * 40000 // 14
+    naive = [[luma[4 * r : 4 * r + 4, a:b].mean() / 256 for a, b in pairwise(first)] for r in range(7)]
+    assert 4 * 40000 * 60000 > 2**32
+    assert cells == pytest.approx(np.array(naive), rel=1e-5)
 
 
 def test_block_cells_are_row_major(rng):
