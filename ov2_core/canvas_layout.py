@@ -94,16 +94,15 @@ def pack_group(
     images_NHW3[0] = scaler.rgb(picks[0].pixels)
     positions_NP3[0] = layout.positions(picks[0].tick, config)
     num_canvases = len(images_NHW3) - 1
-    canvases = [
-        np.empty((num_canvases * plane.shape[0], plane.shape[1]), np.uint8) for plane in scaler.planes(picks[0].pixels)
-    ]
+    height, width = images_NHW3.shape[1:3]
+    filled, canvases = scaler.blank(num_canvases * height, picks[0].pixels)
     first = 0
     for pick in picks[1:]:
         places = np.arange(first, first + len(pick.blocks))
         for source, target in zip(scaler.planes(pick.pixels), canvases, strict=True):
             copy_blocks(source, pick.blocks, target, places, columns=layout.columns)
         first += len(pick.blocks)
-    images_NHW3[1:] = scaler.rgb_of_planes(canvases, picks[0].pixels).reshape(images_NHW3[1:].shape)
+    scaler.write_rgb(filled, images_NHW3[1:].reshape(-1, width, 3))
     positions_NP3[1:] = block_positions(
         np.repeat([p.tick for p in picks[1:]], [len(p.blocks) for p in picks[1:]]),
         np.concatenate([p.blocks for p in picks[1:]]),

@@ -9,7 +9,6 @@ Shape letters: H x W pixels of a plane.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +36,7 @@ class Scaler:
     """
 
     def __init__(self, *, width_px: int, height_px: int, rotation_degrees: int, full_chroma: bool = False) -> None:
-        self._turns = rotation_degrees // 90
+        self._turns, self._width_px = rotation_degrees // 90, width_px
         self._size = (height_px, width_px) if self._turns % 2 else (width_px, height_px)
         self._format = "yuv444p" if full_chroma else "yuv420p"
         self._scaler = VideoReformatter()
@@ -71,14 +70,18 @@ class Scaler:
         """Upright Y, U and V of a scaled frame; views of it."""
         return [np.rot90(plane, self._turns) for plane in _planes(scaled)]
 
-    def rgb_of_planes(self, planes: Sequence[npt.NDArray[np.uint8]], like: Any) -> npt.NDArray[np.uint8]:
-        """[H, W, 3] RGB of upright planes whose values mean what those of the scaled frame `like` mean."""
-        width = planes[0].shape[1]
-        packed = np.concatenate([plane.reshape(-1) for plane in planes])
-        shape = (3, -1, width) if self._format == "yuv444p" else (-1, width)
-        frame = av.VideoFrame.from_ndarray(packed.reshape(shape), format=self._format)
+    def blank(self, height_px: int, like: Any) -> tuple[Any, list[npt.NDArray[np.uint8]]]:
+        """A frame as wide as an upright one, and its planes to be filled; their values mean what those of the scaled frame
+        `like` mean."""
+        frame = av.VideoFrame(self._width_px, height_px, self._format)
         frame.colorspace, frame.color_range = like.colorspace, like.color_range
-        return np.asarray(self._planes_to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray(), np.uint8)
+        return frame, _planes(frame)
+
+    def write_rgb(self, filled: Any, target_HW3: npt.NDArray[np.uint8]) -> None:
+        """RGB of a frame that was blank."""
+        rgb: Any = self._planes_to_rgb.reformat(filled, format="rgb24", threads=1).planes[0]
+        height, width, _ = target_HW3.shape
+        target_HW3[...] = np.frombuffer(rgb, np.uint8).reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
     def upright(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Turn an [H, W, ...] array of the decoded frame upright."""
