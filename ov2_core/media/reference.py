@@ -1,11 +1,14 @@
 """Which coded pictures no other picture needs: they can be left out without harm to the rest, and are, where time is dear.
 
-H.264 says so in `nal_ref_idc` of a slice's header byte, HEVC in the type of the NAL unit (the even ones below 16). Of other
-codecs none is known to be free. Sources: ITU-T H.264 7.4.1, H.265 7.4.2.2.
+H.264 says so in `nal_ref_idc` of a slice's header byte, HEVC in the type of the NAL unit (the even ones below 16), AV1 by a frame
+that refreshes no reference (media/av1.py). Of other codecs none is known to be free: a VP9 frame without references still leaves
+motion and probabilities to the next. Sources: ITU-T H.264 7.4.1, H.265 7.4.2.2.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from ov2_core.media.av1 import Av1Units
 
 _START = b"\x00\x00\x01"
 
@@ -17,8 +20,10 @@ def discardable_test(codec: str, extradata: bytes | None) -> Callable[[Any], boo
         extradata: of the stream; says how NAL units are cut apart.
 
     Returns:
-        A function of a packet (any buffer). False where it cannot tell.
+        A function of a packet (any buffer), given in decode order. False where it cannot tell.
     """
+    if codec == "av1":
+        return Av1Units(extradata).is_free
     slices = {"h264": _h264_slice_is_free, "hevc": _hevc_slice_is_free}.get(codec)
     if slices is None:
         return lambda packet: False

@@ -25,6 +25,8 @@ def clip(path, codec, **options):
         ("start-codes.ts", "libx264"),
         ("hevc.mp4", "libx265"),
         ("hevc.ts", "libx265"),
+        ("av1.mp4", "libsvtav1"),
+        ("av1.mkv", "libsvtav1"),
     ],
 )
 def test_the_rest_decodes_alike_without_them(tmp_path, name, codec):
@@ -66,7 +68,7 @@ def test_without_trusted_stamps_everything_is_decoded(tmp_path):
     assert fed(replace(probe, flags=("missing_pts",))) == 48
 
 
-@pytest.mark.parametrize("codec", ["mpeg4", "libvpx-vp9", "libsvtav1"])
+@pytest.mark.parametrize("codec", ["mpeg4", "libvpx-vp9"])
 def test_other_codecs_have_none_that_are_known(tmp_path, codec):
     assert not probe_video(clip(tmp_path / "clip.mkv", codec)).discardable_T.any()
 
@@ -75,7 +77,7 @@ def test_without_b_frames_there_are_none(tmp_path):
     assert not probe_video(clip(tmp_path / "clip.mp4", "libx264", options={"bf": "0"})).discardable_T.any()
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
 def test_any_bytes_have_an_answer(codec):
     rng = np.random.default_rng(0)
     for extradata in (None, b"", b"\x01" * 30, bytes(30)):
