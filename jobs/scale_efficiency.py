@@ -30,15 +30,16 @@ from pipelines.run_identity import code_version
 from pipelines.tokenize_videos import MadeSample, TokenizeJob, WriteTask, tokenize_videos
 from schemas.shard import PlannedRow
 
-CONFIG = with_overrides(recipe("codec-8"), {"shards.max_samples": "4"})
+CONFIG = with_overrides(recipe("codec-8"), {"shards.max_samples": "20"})
+"""Shards of some MB: small ones, but not of four clips, which would be written as often as nobody does."""
 NUM_FILES = 12
 
 
 def measure_efficiency(
-    folder: Path, *, num_clips: int, clip_seconds: float, workers: int, repeats: int = 3
+    folder: Path, *, num_clips: int, clip_seconds: float, height_px: int, workers: int, repeats: int = 3
 ) -> dict[str, Any]:
     """Makes the clips and the plan, then runs both kinds in turn."""
-    manifest = write_clips(folder, num_clips, seconds=clip_seconds)
+    manifest = write_clips(folder, num_clips, seconds=clip_seconds, height_px=height_px)
     plan_videos(str(manifest), Store(folder / "plan"), CONFIG, RunOptions(workers=0, progress="off"))
     ours, bare = [], []
     for _ in range(repeats):
@@ -50,6 +51,7 @@ def measure_efficiency(
     return {
         "clips": num_clips,
         "clip_seconds": clip_seconds,
+        "clip_height_px": height_px,
         "workers": workers,
         "repeats": repeats,
         "wall_seconds": best["wall_seconds"],
@@ -63,13 +65,13 @@ def measure_efficiency(
     }
 
 
-def write_clips(folder: Path, num_clips: int, *, seconds: float) -> Path:
-    """NUM_FILES clips at 640 x 360, and a manifest that names each several times."""
+def write_clips(folder: Path, num_clips: int, *, seconds: float, height_px: int = 360) -> Path:
+    """NUM_FILES clips of 16:9, and a manifest that names each several times."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(NUM_FILES):
         path = folder / f"clip-{seed}.mp4"
         if not path.exists():
-            write_rope_clip(path, seed=seed, seconds=seconds)
+            write_rope_clip(path, seed=seed, seconds=seconds, width_px=height_px * 16 // 9, height_px=height_px)
     rows = [{"video": f"clip-{number % NUM_FILES}.mp4", "id": f"v{number}"} for number in range(num_clips)]
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))

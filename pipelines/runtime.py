@@ -44,6 +44,8 @@ ONE_THREAD = {
 """A worker uses one thread: the pool is the parallelism, and CPU seconds mean what they say."""
 _MIN_STORE_BYTES = 256 << 20
 _MAX_STORE_BYTES = 8 << 30
+FEW_WAITING = 8
+"""Calls: when one of so few has ended, the others are asked for with the next poll."""
 _LAST_WORDS_SECONDS = 0.5
 """A worker that holds too much memory ends itself so long after it has said so, should the driver not be faster."""
 
@@ -225,13 +227,13 @@ class RayExecutor:
         self._waiting[info] = (worker, payload)
 
     def poll(self, timeout_seconds: float) -> list[Event]:
-        """Waits for a first event, then takes all there are."""
+        """Waits for a first event, then takes all there are; of few workers just the first, as each wait has its price."""
         if not self._waiting:
             time.sleep(min(timeout_seconds, 0.05))
             return []
         references = list(self._waiting)
         ready, rest = ray.wait(references, num_returns=1, timeout=timeout_seconds, fetch_local=False)
-        if ready and rest:
+        if ready and len(rest) > FEW_WAITING:
             more, _ = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)
             ready += more
         order = {reference: place for place, reference in enumerate(references)}  # what was submitted first comes first

@@ -46,6 +46,8 @@ def test_plain_processes_write_what_the_pipeline_writes(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scale_efficiency, "NUM_FILES", 6)
+    few = scale_efficiency.with_overrides(scale_efficiency.CONFIG, {"shards.max_samples": "4"})
+    monkeypatch.setattr(scale_efficiency, "CONFIG", few)
     for seed in range(6):
         (tmp_path / f"clip-{seed}.mp4").write_bytes((clip_folder / f"clip_{seed}.mp4").read_bytes())
     manifest = scale_efficiency.write_clips(tmp_path, 10, seconds=2.0)
@@ -91,6 +93,7 @@ def test_every_part_has_words_and_limits() -> None:
     efficiency = {
         "clips": 1,
         "clip_seconds": 10.0,
+        "clip_height_px": 720,
         "workers": 2,
         "wall_seconds": 1,
         "bare_seconds": 1,
