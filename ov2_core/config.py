@@ -165,8 +165,8 @@ class TokenizerConfig:
     saliency_candidates_per_canvas: int = 8
     """The same for policy "saliency", per canvas: choosing among fewer frames keeps the blocks of one event together."""
     keyframe_reach: float = 0.25
-    """Uniform mode, long clips: a sample moves to a keyframe that is at most this share of the sampling step away, which saves
-    decoding where samples are about as far apart as keyframes. 0: samples stay at equal steps."""
+    """Uniform mode, long clips: a sample moves by at most this share of the sampling step, to a keyframe or else towards the one
+    before it, which saves decoding where samples are about as far apart as keyframes. 0: samples stay at equal steps."""
     keyframe_reach_min_seconds: float = 300.0
     """How long a clip must be for that; the samples of shorter ones stay at equal steps."""
     max_step_seconds: float = 0.1

@@ -34,7 +34,7 @@ from ov2_core.tokenizer.frames import (
     FRAMES_PER_WINDOW,
     fit_size,
     frames_to_look_at,
-    move_to_keyframes,
+    move_to_cheaper,
     num_uniform_frames,
     sample_uniform,
 )
@@ -371,7 +371,7 @@ def _tokenize_uniform(
     count = num_uniform_frames(probe.num_frames, probe.duration_seconds, config)
     chosen = sample_uniform(probe.seconds_T, count)
     if probe.duration_seconds >= config.keyframe_reach_min_seconds:
-        chosen = move_to_keyframes(chosen, probe.seconds_T, probe.keyframe_T, reach=config.keyframe_reach)
+        chosen = move_to_cheaper(chosen, probe.seconds_T, probe.keyframe_T, reach=config.keyframe_reach)
     return _tokenize_whole_frames(source, probe, chosen, config, stats, clock)
 
 

@@ -56,22 +56,24 @@ def num_uniform_frames(num_frames: int, duration_seconds: float, config: Tokeniz
     return min(wanted, num_frames)
 
 
-def move_to_keyframes(
+def move_to_cheaper(
     chosen: npt.NDArray[np.int64],
     seconds_T: npt.NDArray[np.float64],
     keyframe_T: npt.NDArray[np.bool_],
     *,
     reach: float,
 ) -> npt.NDArray[np.int64]:
-    """Ascending samples, each at the nearest keyframe that is at most `reach` (below 0.5) of the mean sampling step away.
+    """Ascending samples, each moved by at most `reach` (below 0.5) of the mean sampling step to a frame that costs less.
 
-    A keyframe costs one decoded frame, any other the frames since the keyframe before it. Two samples that share a nearest
-    keyframe: the nearer one moves, the earlier of equals.
+    A keyframe costs one decoded frame, any other the frames since the keyframe before it. So a sample moves to the nearest
+    keyframe if one is in reach; of two that share it the nearer, the earlier of equals. All others move to the earliest frame
+    in reach that follows the same keyframe. The first stays.
     """
     keyframes = np.flatnonzero(keyframe_T)
     if reach == 0 or len(chosen) < 2 or not len(keyframes):
         return chosen
     at, keys = seconds_T[chosen], seconds_T[keyframes]
+    most = reach * (at[-1] - at[0]) / (len(at) - 1)
     right = np.minimum(np.searchsorted(keys, at), len(keys) - 1)
     left = np.maximum(right - 1, 0)
     nearest = np.where(np.abs(keys[left] - at) <= np.abs(keys[right] - at), left, right)
@@ -80,12 +82,18 @@ def move_to_keyframes(
     taken = set(chosen.tolist())
     for i in np.lexsort((np.arange(len(at)), distance)).tolist():
         target = int(keyframes[nearest[i]])
-        if distance[i] <= reach * (at[-1] - at[0]) / (len(at) - 1) and target not in taken:
+        if distance[i] <= most and target not in taken:
             low = moved[i - 1] if i else -1
             high = moved[i + 1] if i + 1 < len(moved) else len(seconds_T)
             if low < target < high:
                 taken.add(target)
                 moved[i] = target
+    earliest = np.searchsorted(seconds_T, at - most)
+    follows = np.searchsorted(keyframes, moved, side="right") - 1
+    for i in range(1, len(moved)):
+        if moved[i] == chosen[i] and not keyframe_T[moved[i]]:
+            after = keyframes[follows[i]] if follows[i] >= 0 else -1
+            moved[i] = min(max(earliest[i], after + 1, moved[i - 1] + 1), moved[i])
     return moved
 
 

@@ -36,7 +36,7 @@ def test_samples_of_long_clips_move_to_keyframes_near_by_and_those_of_short_clip
     assert len(set(moved) & keyframes) > len(set(even) & keyframes)
     step = (even[-1] - even[0]) / 7
     assert all(abs(a - b) <= 0.25 * step for a, b in zip(moved, even, strict=True))
-    assert all(b in keyframes for a, b in zip(even, moved, strict=True) if a != b)
+    assert all(b in keyframes or b < a for a, b in zip(even, moved, strict=True) if a != b)
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan")])

@@ -20,7 +20,7 @@ from ov2_core.tokenizer.blocks import (
     smooth,
 )
 from ov2_core.tokenizer.canvas import cut_blocks, frame_positions, pack_blocks
-from ov2_core.tokenizer.frames import fit_size, move_to_keyframes, num_uniform_frames, sample_uniform
+from ov2_core.tokenizer.frames import fit_size, move_to_cheaper, num_uniform_frames, sample_uniform
 from ov2_core.tokenizer.group import OpenGroup
 from ov2_core.tokenizer.hold import hold_costs
 from ov2_core.tokenizer.score import score_blocks
@@ -355,28 +355,35 @@ def test_uniform_samples_of_a_constant_rate_are_evenly_spaced():
     assert (np.abs(chosen - np.linspace(0, 99, 12)) <= 0.5 + 1e-9).all()
 
 
+def frames_decoded(samples, keyframe):
+    """Of each stretch from a keyframe on, all up to its last sample."""
+    stretch = np.cumsum(keyframe)
+    return sum(max(k for k in samples if stretch[k] == g) - np.argmax(stretch == g) + 1 for g in set(stretch[samples]))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(0.001, 2), min_size=1, max_size=100), st.floats(0, 0.49), st.data())
-def test_samples_move_to_keyframes_within_reach_alone(steps, reach, data):
+def test_samples_move_within_reach_to_what_costs_less(steps, reach, data):
     seconds = np.cumsum([0, *steps])
     keyframe = np.array(data.draw(st.lists(st.booleans(), min_size=len(seconds), max_size=len(seconds))))
     chosen = sample_uniform(seconds, data.draw(st.integers(1, len(seconds))))
-    moved = move_to_keyframes(chosen, seconds, keyframe, reach=reach)
+    moved = move_to_cheaper(chosen, seconds, keyframe, reach=reach)
     assert (np.diff(moved) > 0).all()
     changed = moved != chosen
-    assert keyframe[moved[changed]].all()
+    assert (keyframe[moved[changed]] | (moved[changed] < chosen[changed])).all()
+    assert frames_decoded(moved, keyframe) <= frames_decoded(chosen, keyframe)
     if changed.any():
         step = (seconds[chosen[-1]] - seconds[chosen[0]]) / (len(chosen) - 1)
         assert (np.abs(seconds[moved] - seconds[chosen]) <= reach * step + 1e-9).all()
-    if reach == 0:
+    if reach == 0 or not keyframe.any():
         assert not changed.any()
 
 
-def test_samples_near_keyframes_move_to_them():
+def test_samples_near_keyframes_move_to_them_and_others_ahead():
     seconds, keyframe = np.arange(100) / 10, np.arange(100) % 24 == 0
     chosen = np.array([0, 25, 50, 66, 99])
-    assert move_to_keyframes(chosen, seconds, keyframe, reach=0.25).tolist() == [0, 24, 48, 72, 96]
-    assert move_to_keyframes(chosen, seconds, keyframe, reach=0.1).tolist() == [0, 24, 48, 66, 99]
+    assert move_to_cheaper(chosen, seconds, keyframe, reach=0.25).tolist() == [0, 24, 48, 72, 96]
+    assert move_to_cheaper(chosen, seconds, keyframe, reach=0.1).tolist() == [0, 24, 48, 64, 97]
 
 
 def test_uniform_auto_chooses_by_length():
