@@ -95,13 +95,14 @@ def _line(cells: Iterable[str]) -> str:
 def _provenance(report: dict[str, Any]) -> str:
     machine, versions, settings = report["machine"], report["versions"], report["settings"]
     load = report["load_average_before"], report["load_average_after"]
-    repeats = f"{settings['repeats']} fresh processes a measurement" if settings["repeats"] else "Quality alone"
+    busy = max(load[0][0], load[1][0]) > 1.5
+    costs = f"{settings['repeats']} fresh processes a measurement" if settings["repeats"] else "Quality alone, no costs"
     known = ", ".join(f"{k} {v}" for k, v in versions.items() if v)
     return (
         f"Measured {machine['date']} on {machine['cpu']}, {machine['usable_cpus']} usable CPUs ({machine['system']}); load "
         f"average {load[0][0]} before and {load[1][0]} after, so the machine was "
-        f"{'shared with other work: costs are noisy' if max(load[0][0], load[1][0]) > 1.5 else 'otherwise quiet'}. "
-        f"{repeats}. {known}. Peer: {report['peer']['note']}."
+        f"{'shared with other work' if busy else 'otherwise quiet'}{': costs are noisy' if busy and settings['repeats'] else ''}. "
+        f"{costs}. {known}. Peer: {report['peer']['note']}."
     )
 
 

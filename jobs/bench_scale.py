@@ -38,7 +38,7 @@ _LIMITS = {
     "memory": [("growth", "<=", 1.25)],
     "overhead": [("driver_ms_per_video", "<=", 2.0)],
     "efficiency": [("efficiency", ">=", 0.92), ("busy", ">=", 0.95)],
-    "short-clips": [("busy", ">=", 0.95)],
+    "short-clips": [("efficiency", ">=", 0.92), ("busy", ">=", 0.95)],
 }
 
 

@@ -28,11 +28,12 @@ from ov2_core.storage.commit import (
     committed_shards,
     finish_commits,
     load_commit,
+    unless_committed,
 )
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
-from ov2_core.storage.layout import FEATURES_RECIPE, commit_rel
+from ov2_core.storage.layout import FEATURES_RECIPE
 from ov2_core.storage.writer import Member, write_tar
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
@@ -314,16 +315,13 @@ class EncodeJob:
         from ov2_core.features.extract import SourceLostError
 
         try:
-            if isinstance(payload, TrialTask):
-                return self._try(payload), None
-            return self._encode(payload), None
+            with unless_committed(self.store, payload.shard):
+                if isinstance(payload, TrialTask):
+                    return self._try(payload), None
+                return self._encode(payload), None
+            return ShardEncoded(shard=payload.shard), None
         except SourceLostError as error:
             return ShardEncoded(shard=payload.shard, source_lost=str(error)), None
-        except FileNotFoundError:
-            if not self.store.exists(commit_rel(payload.shard)):
-                raise
-            # A late attempt: others have committed the shard, ended the run and swept this scratch folder away.
-            return ShardEncoded(shard=payload.shard), None
         except Exception as error:
             if is_transient(error):
                 raise TransientItemError(f"shard {payload.shard}: {error}") from error

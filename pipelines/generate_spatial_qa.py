@@ -35,10 +35,10 @@ from ov2_core.spatial.run_files import (
 from ov2_core.spatial.scene import Scene
 from ov2_core.spatial.scene_files import write_scene
 from ov2_core.spatial.sources import SceneSource, fingerprint, open_source
-from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
+from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits, unless_committed
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
-from ov2_core.storage.layout import RECORDS_DIR, SPATIAL_RECIPE, commit_rel
+from ov2_core.storage.layout import RECORDS_DIR, SPATIAL_RECIPE
 from ov2_core.storage.writer import Member, canonical_json, write_tar
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
@@ -227,15 +227,12 @@ class SpatialJob:
     def run(self, payload: ScenesTask | SceneTrial) -> tuple[ScenesDone | TrialPassed, None]:
         """One shard, or one scene on trial."""
         try:
-            if isinstance(payload, SceneTrial):
-                with contextlib.suppress(BadItemError):
-                    generate_questions(self._load(payload.number), self.recipe)
-                return TrialPassed(), None
-            return self._make(payload), None
-        except FileNotFoundError:
-            if not self.store.exists(commit_rel(payload.shard)):
-                raise
-            # A late attempt: others have committed the shard, ended the run and swept this scratch folder away.
+            with unless_committed(self.store, payload.shard):
+                if isinstance(payload, SceneTrial):
+                    with contextlib.suppress(BadItemError):
+                        generate_questions(self._load(payload.number), self.recipe)
+                    return TrialPassed(), None
+                return self._make(payload), None
             return ScenesDone(shard=payload.shard), None
         except Exception as error:
             if is_transient(error):

@@ -14,11 +14,10 @@ from typing import Any
 from ov2_core.data.stage import PackIndex
 from ov2_core.data.stage_shards import PackedPack, committed_pack, shard_spans
 from ov2_core.make_sample import TransientItemError, peak_rss_bytes
-from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
+from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits, unless_committed
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
-from ov2_core.storage.layout import commit_rel
 from ov2_core.storage.writer import Member, write_tar
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters, show
@@ -85,11 +84,8 @@ class MaterializeJob:
     def run(self, payload: ShardSpan) -> tuple[int, None]:
         """One shard; returns its number of packs, or raises what it could not read."""
         try:
-            return self._write(payload), None
-        except FileNotFoundError:
-            if not self.store.exists(commit_rel(payload.shard)):
-                raise
-            # A late attempt: others have committed the shard, ended the run and swept this scratch folder away.
+            with unless_committed(self.store, payload.shard):
+                return self._write(payload), None
             return 0, None
         except Exception as error:
             if is_transient(error):

@@ -52,28 +52,23 @@ def open_executor(job: Job, options: RunOptions) -> Iterator[tuple[Executor, int
         yield InlineExecutor(job), 1
         return
     with session(options):
+        places = functools.partial(_num_places, options.gpus_per_worker)
+        num_workers = options.workers or places()
+        if num_workers < 1:
+            raise ValueError(
+                f"workers want {options.gpus_per_worker:g} GPU each, but Ray sees {cluster_gpus():g}; take --device cpu"
+            )
         follow = options.workers is None and options.address is not None
-        executor = RayExecutor(
-            job,
-            gpus_per_worker=options.gpus_per_worker,
-            places=functools.partial(_num_places, options) if follow else None,
-        )
+        executor = RayExecutor(job, gpus_per_worker=options.gpus_per_worker, places=places if follow else None)
         try:
-            yield executor, options.workers or _num_places(options)
+            yield executor, num_workers
         finally:
             executor.close()
 
 
-def _num_places(options: RunOptions) -> int:
-    """Workers that the session's nodes hold."""
-    if not options.gpus_per_worker:
-        return cluster_cpus()
-    places = int(cluster_gpus() / options.gpus_per_worker + 1e-9)
-    if places < 1:
-        raise ValueError(
-            f"workers want {options.gpus_per_worker:g} GPU each, but Ray sees {cluster_gpus():g}; take --device cpu"
-        )
-    return places
+def _num_places(gpus_per_worker: float) -> int:
+    """Workers that the session's nodes hold now; 0 where a GPU is wanted and none is there, for the moment or at all."""
+    return int(cluster_gpus() / gpus_per_worker + 1e-9) if gpus_per_worker else cluster_cpus()
 
 
 def available_cpus() -> int:

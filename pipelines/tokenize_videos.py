@@ -25,10 +25,10 @@ from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample,
 from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.plan import group_by_shard, load_plan, remove_stray_plan_files
 from ov2_core.rounds import Rounds, list_rounds, load_rounds
-from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits
+from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits, unless_committed
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
-from ov2_core.storage.layout import ATTEMPTS_DIR, commit_rel
+from ov2_core.storage.layout import ATTEMPTS_DIR
 from ov2_core.storage.summaries import BLOCK_SHARDS, iter_summaries
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
 from ov2_core.tokenize_video import require_readers
@@ -245,13 +245,9 @@ class TokenizeJob:
     def run(self, payload: PlannedRow | WriteTask) -> tuple[SampleOutcome | ShardWritten, list[Member] | None]:
         """One video, or one shard."""
         if isinstance(payload, WriteTask):
-            try:
+            with unless_committed(self.store, payload.shard):
                 return self._write(payload), None
-            except FileNotFoundError:
-                if not self.store.exists(commit_rel(payload.shard)):
-                    raise
-                # A late attempt: others have committed the shard, ended the run and swept this scratch folder away.
-                return ShardWritten(payload.shard, []), None
+            return ShardWritten(payload.shard, []), None
         outcome = self.make(payload, self.config)
         return dataclasses.replace(outcome, members=None), outcome.members
 

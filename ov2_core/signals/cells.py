@@ -1,7 +1,7 @@
-"""Cells: the small picture that all signals are computed on, straight from a luma plane as decoded.
+"""Cells: the small picture that all signals are computed on, from a luma plane as decoded or with averaged rows (media/scale.py).
 
-A block (28 px of a canvas) is 7 x 7 cells; a cell is the exact mean of its source pixels. One pass over the plane makes them, at
-about a tenth of what scaling and reading a canvas-sized frame costs, and averaging takes most of the noise with it.
+A block (28 px of a canvas) is 7 x 7 cells; a cell is the exact mean of the plane's pixels that it covers. One pass over the plane
+makes them, and averaging takes most of the noise with it.
 """
 
 from typing import Any

@@ -11,6 +11,7 @@ A process killed before "decide" leaves an attempt that nobody refers to (collec
 that is missing follows from the commit (finish_commits). Readers and the index trust commits alone.
 """
 
+import contextlib
 import logging
 import re
 import struct
@@ -86,6 +87,17 @@ def commit_shard(
     failpoint("after_upload")
 
     return commit_attempt(store, record)
+
+
+@contextlib.contextmanager
+def unless_committed(store: Store, shard: int) -> Iterator[None]:
+    """Around the making of a shard. A FileNotFoundError is passed over where the shard is committed: then this was a late
+    attempt, and who ended the run has swept its scratch folder away."""
+    try:
+        yield
+    except FileNotFoundError:
+        if not store.exists(commit_rel(shard)):
+            raise
 
 
 def commit_attempt(store: Store, record: CommitRecord) -> CommitRecord:
