@@ -3,7 +3,8 @@
 Enters: options. Leaves: counts and a list of mismatches; the exit code is 1 where there is one. Every 28-px block of a clip names
 its video, frame, row and column, and its caption names the video. The clips differ in size, length, rate and codec, so that
 nothing fits by accident; a stand-in delays rows at random and, with workers, ends the worker under some; after each ten clips
-comes a broken file. Read back are the published tars by webdataset (not by our own reader), and the features of an encoder
+comes a broken file, and after each five one that vanishes between the plan and its turn, so that it falls at once behind a clip
+that takes its time. Read back are the published tars by webdataset (not by our own reader), and the features of an encoder
 that lets pixels through, made in batches that hold parts of several samples.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,9 +30,11 @@ from jobs.bench_markdown import write_section
 from ov2_core.config import RunConfig, recipe, with_overrides
 from ov2_core.evals.clips import CANARY_BLOCK_PX, Canary, read_canary, write_canary_clip
 from ov2_core.make_sample import SampleOutcome, make_sample
+from ov2_core.rounds import load_rounds
 from ov2_core.storage.files import Store
 from ov2_core.storage.verify import verify_run
 from pipelines.options import RunOptions
+from pipelines.plan_videos import plan_videos
 from pipelines.tokenize_videos import tokenize_videos
 from schemas.shard import PlannedRow
 
@@ -78,7 +82,8 @@ def main(argv: Iterable[str] | None = None) -> int:
 
 
 def write_corpus(folder: Path, *, num_clips: int, seed: int) -> Path:
-    """`num_clips` canary clips, a broken file after each ten, and their manifest in an order of its own."""
+    """`num_clips` canary clips, a broken file after each ten, one to vanish after each five, and their manifest in an order of its
+    own."""
     rng = np.random.default_rng(seed)
     clips = folder / "clips"
     clips.mkdir(parents=True, exist_ok=True)
@@ -96,6 +101,10 @@ def write_corpus(folder: Path, *, num_clips: int, seed: int) -> Path:
             codec=codec,
         )
         rows.append({"video": str(path), "id": f"canary-{video_id}", "caption": f"Canary {video_id}."})
+        if video_id % 5 == 4:
+            rows.append(
+                {"video": str(clips / f"gone-{video_id:05d}{suffix}"), "id": f"gone-{video_id}", "caption": "Gone."}
+            )
         if video_id % 10 == 9:
             broken = clips / f"{video_id:05d}-broken.mp4"
             broken.write_bytes(path.read_bytes()[:200])
@@ -111,13 +120,21 @@ def run_tokens(manifest: Path, store: Store, *, recipe_name: str, workers: int, 
     marks = Path(store.root).parent / "crashed"
     marks.mkdir(exist_ok=True)
     make = _DisturbedMake(seed=seed, crash_folder=str(marks) if workers else None)
+    options = RunOptions(workers=workers, progress="off")
     began = time.monotonic()
-    tokenize_videos(str(manifest), store, config, RunOptions(workers=workers, progress="off"), make=make)
+    there = [json.loads(line) for line in manifest.read_text().splitlines()]
+    vanishing = [Path(row["video"]) for row in there if row["id"].startswith("gone-")]
+    for path in vanishing:
+        shutil.copy(path.with_name(path.name.removeprefix("gone-")), path)
+    plan_videos(str(manifest), store, config, options)
+    for path in vanishing:
+        path.unlink()
+    tokenize_videos(str(manifest), store, config, options, make=make)
     wall_seconds = time.monotonic() - began
     found = verify_run(store)
     mismatches = [f"verify: {error}" for error in found.errors]
-    expected = {json.loads(line)["id"] for line in manifest.read_text().splitlines()}
-    expected = {row_id for row_id in expected if row_id.startswith("canary-")}
+    expected = {row["id"] for row in there if row["id"].startswith("canary-")}
+    mismatches += _fallen_mismatches(store, there)
     seen: Counter[str] = Counter()
     num_blocks = 0
     for sample in _read_with_webdataset(Path(store.root)):
@@ -127,6 +144,8 @@ def run_tokens(manifest: Path, store: Store, *, recipe_name: str, workers: int, 
         where = f"{recipe_name}, {sample['__key__']}"
         if record["provenance"]["id"] != f"canary-{video_id}":
             mismatches.append(f"{where}: caption of video {video_id}, id {record['provenance']['id']}")
+        if sample["__key__"] != record["provenance"]["id"]:
+            mismatches.append(f"{where}: the sample of {record['provenance']['id']}")
         for place, read in _canaries(record, sample):
             num_blocks += 1
             mismatches += _compared(where, video_id, place, read)
@@ -140,6 +159,24 @@ def run_tokens(manifest: Path, store: Store, *, recipe_name: str, workers: int, 
         "wall_seconds": round(wall_seconds, 1),
         "mismatches": mismatches,
     }
+
+
+def _fallen_mismatches(store: Store, manifest: list[dict[str, Any]]) -> list[str]:
+    """Whether those that had to fall, and they alone, stand in the ledger, each with its own place and reason."""
+    reasons = {"broken": {"not_media", "no_video_stream", "no_decodable_frame"}, "gone": {"source_missing"}}
+    due = {
+        row["id"]: (line, row["video"], reasons[row["id"].partition("-")[0]])
+        for line, row in enumerate(manifest, start=1)
+        if not row["id"].startswith("canary-")
+    }
+    rounds = load_rounds(store)
+    assert rounds is not None, "no plan"
+    mismatches = []
+    for fallen in rounds.iter_quarantined():
+        line, uri, likely = due.pop(fallen.id or "", (0, "", set()))
+        if (fallen.line, fallen.uri) != (line, uri) or fallen.reason not in likely:
+            mismatches.append(f"quarantined: {fallen.id}, line {fallen.line}, {fallen.uri}: {fallen.reason}")
+    return mismatches + [f"{row_id} did not fall" for row_id in due]
 
 
 def run_features(store: Store, folder: Path, *, workers: int) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 Enters: folders of videos, beside which generated clips of several codecs, sizes and rates are made. Leaves: the constants (for
 COST_SECONDS in ov2_core/plan.py), and a table of predicted against measured; with --check only the table, by the constants
 that stand there. A sample is what a worker makes of a row (probe not included), least of --repeats in this process after one to
-warm up. The terms are those of the prediction itself (`cost_terms`). The fit makes the logarithms of predicted / measured small, so
-that a clip counts the same however long it is, and too much the same as too little; far ones (loss soft_l1) pull less than others.
-Tokens and bytes are told beside it.
+warm up; OMP_NUM_THREADS=1 makes it as a worker does. The terms are those of the prediction itself (`cost_terms`). The fit makes
+the logarithms of predicted / measured small, so that a clip counts the same however long it is, and too much the same as too
+little; far ones (loss soft_l1) pull less than others. Tokens and bytes are told beside it.
 """
 
 import argparse
@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy.optimize import least_squares
 
 from jobs.bench_markdown import write_section
 from ov2_core.config import RunConfig, recipe
 from ov2_core.evals.clips import write_rope_clip
 from ov2_core.make_sample import ProbeTask, make_probe, make_sample
-from ov2_core.plan import COST_SECONDS, cost_terms
+from ov2_core.prediction import COST_SECONDS, cost_terms
 from schemas.video import ManifestRow
 
 BEGIN, END = "<!-- cost: begin -->", "<!-- cost: end -->"
-RECIPES = ("codec-16", "codec-32", "evidence-16", "evidence-32", "uniform-8", "uniform-32")
+RECIPES = ("codec-16", "codec-32", "evidence-16", "evidence-32", "uniform-8", "uniform-32", "stills")
 _GENERATED = tuple(
     (codec, suffix, width_px, height_px, fps, seconds)
     for codec, suffix, width_px, height_px, fps, seconds in (
@@ -46,6 +47,7 @@ _GENERATED = tuple(
         ("mpeg4", ".avi", 1280, 720, 30, 3.0),
     )
 )
+_STILLS = ((640, 480), (1920, 1080), (4000, 3000))
 _SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov"}
 
 
@@ -69,6 +71,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     paths = generate(args.folder)
     paths += [path for folder in args.videos for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES]
     for path, name in itertools.product(paths, args.recipe or RECIPES):
+        if (path.suffix == ".jpg") != (name == "stills"):
+            continue
         if (path.name, name) not in known:
             found.append(measure(path, recipe(name), args.repeats))
             if args.json is not None:
@@ -100,6 +104,12 @@ def generate(folder: Path) -> list[Path]:
                 codec=codec,
             )
         paths.append(path)
+    for width_px, height_px in _STILLS:
+        path = folder / f"still-{width_px}x{height_px}.jpg"
+        if not path.exists():
+            small = np.random.default_rng(width_px).integers(0, 256, (height_px // 16, width_px // 16, 3), np.uint8)
+            Image.fromarray(small).resize((width_px, height_px), Image.Resampling.BICUBIC).save(path, quality=90)
+        paths.append(path)
     return paths
 
 
@@ -110,7 +120,8 @@ def measure(path: Path, config: RunConfig, repeats: int) -> dict[str, Any]:
         ValueError: it becomes no sample.
     """
     uri = str(path.resolve())
-    planned = make_probe(ProbeTask(line=1, id="x", key="x", uri=uri, row=ManifestRow(video=uri)), config).planned
+    row = ManifestRow(image=uri) if path.suffix == ".jpg" else ManifestRow(video=uri)
+    planned = make_probe(ProbeTask(line=1, id="x", key="x", uri=uri, row=row), config).planned
     if planned is None:
         raise ValueError(f"{path} cannot be probed; take it away from --videos")
     first = make_sample(planned, config)

@@ -31,7 +31,7 @@ from ov2_core.storage.files import Store
 from ov2_core.storage.reader import ShardReader
 from ov2_core.storage.verify import verify_run
 from pipelines.options import RunOptions
-from pipelines.scheduling import DeadlinePolicy
+from pipelines.tasks import DeadlinePolicy
 from pipelines.tokenize_videos import tokenize_videos
 from schemas.shard import PlannedRow, QuarantineRow
 from schemas.video import ManifestRow

@@ -26,9 +26,10 @@ from jobs.process_tree import note_cpu_seconds, proportional_mib, tree
 from jobs.scale_parts import write_manifest
 
 BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
-PARTS = ("plan", "restore", "memory", "overhead", "efficiency", "short-clips")
-_CLIPS = {"efficiency": (10.0, 720), "short-clips": (2.0, 360)}
-"""Seconds and height of the clips: such as corpora are made of, and such as cost least beside what they are handled with."""
+PARTS = ("plan", "restore", "memory", "overhead", "efficiency", "small-clips", "short-clips")
+_CLIPS = {"efficiency": (10.0, 720, 1), "small-clips": (10.0, 360, 1), "short-clips": (2.0, 360, 2)}
+"""Seconds and height of the clips, and how many for one of --clips: such as corpora are made of, and such as cost less and less
+beside what they are handled with."""
 _SAMPLE_SECONDS = 1.0
 _RUN = "import sys; from jobs.scale_parts import main; sys.exit(main(sys.argv[1:]))"
 """Not `-m`: what Ray's workers are sent must lie in a module that they can import."""
@@ -38,6 +39,7 @@ _LIMITS = {
     "memory": [("growth", "<=", 1.25)],
     "overhead": [("driver_ms_per_video", "<=", 2.0)],
     "efficiency": [("efficiency", ">=", 0.92), ("busy", ">=", 0.95)],
+    "small-clips": [("efficiency", ">=", 0.92), ("busy", ">=", 0.95)],
     "short-clips": [("efficiency", ">=", 0.92), ("busy", ">=", 0.95)],
 }
 
@@ -56,6 +58,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         "--clips", type=int, default=200, help="tokenized, for the parallel efficiency; twice as many short ones"
     )
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5, help="of the parallel efficiency")
     parser.add_argument("--folder", type=Path, help="work here, and leave the runs there; some 10 GB by default sizes")
     parser.add_argument(
         "--json", type=Path, help="keep the numbers of all parts here; parts that are not run stay in it"
@@ -107,10 +110,14 @@ def _run_part(part: str, folder: Path, args: argparse.Namespace) -> dict[str, An
         return _no_videos(folder / "overhead", args.videos, part="overhead", workers=args.workers)
     from jobs.scale_efficiency import measure_efficiency
 
-    seconds, height_px = _CLIPS[part]
-    clips = args.clips if part == "efficiency" else 2 * args.clips
+    seconds, height_px, times = _CLIPS[part]
     return measure_efficiency(
-        folder / part, num_clips=clips, clip_seconds=seconds, height_px=height_px, workers=args.workers
+        folder / part,
+        num_clips=times * args.clips,
+        clip_seconds=seconds,
+        height_px=height_px,
+        workers=args.workers,
+        repeats=args.repeats,
     )
 
 
@@ -211,9 +218,9 @@ def _told(part: str, one: dict[str, Any]) -> str:
         return f"{one['rows']:,} videos without work: {one['driver_ms_per_video']:.2f} ms CPU of the driver a video"
     return (
         f"{one['clips']} clips of {one['clip_seconds']:g} s at {one['clip_height_px']}p, {one['workers']} workers: "
-        f"{one['wall_seconds']:.1f} s against "
-        f"{one['bare_seconds']:.1f} s by bare processes, efficiency {one['efficiency']:.3f}; {one['workers']} cores busy "
-        f"{one['busy']:.3f} of the time (bare {one['bare_busy']:.3f}); CPU of making videos {one['cpu_efficiency']:.3f}"
+        f"{one['wall_seconds']:.1f} s against {one['bare_seconds']:.1f} s by bare processes (medians of {one['repeats']}), "
+        f"efficiency {one['efficiency']:.3f} ({one['least_efficiency']:.2f} to {one['most_efficiency']:.2f}); "
+        f"{one['workers']} cores busy {one['busy']:.3f} of the time (bare {one['bare_busy']:.3f})"
     )
 
 

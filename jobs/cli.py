@@ -399,7 +399,7 @@ def _options(
     workers: int | None, address: str | None, deadline_base: float, progress: Any, probe_cache: str | None = None
 ) -> Any:
     from pipelines.options import RunOptions
-    from pipelines.scheduling import DeadlinePolicy
+    from pipelines.tasks import DeadlinePolicy
 
     deadlines = DeadlinePolicy(base_seconds=deadline_base)
     return RunOptions(workers=workers, address=address, deadlines=deadlines, progress=progress, probe_cache=probe_cache)
@@ -417,7 +417,7 @@ def _why_no_sample(store: Store, key: str) -> str:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """User errors become one line and exit code 2, a stopped run 4, an interrupt 130."""
-    from pipelines.scheduling import RunStoppedError
+    from pipelines.tasks import RunStoppedError
 
     try:
         yield

@@ -13,7 +13,7 @@ from jobs.stage_text import check_lines, stage_text
 from ov2_core.data.stage_config import with_settings
 from ov2_core.storage.files import Store
 from pipelines.options import RunOptions
-from pipelines.scheduling import DeadlinePolicy
+from pipelines.tasks import DeadlinePolicy
 
 EXIT_INVALID = 1
 

@@ -16,7 +16,7 @@ from ov2_core.storage.files import Store
 from pipelines.extract_features import EncodeOptions, EncodeSummary, extract_features, predict_features
 from pipelines.options import RunOptions
 from pipelines.progress import duration_text
-from pipelines.scheduling import DeadlinePolicy
+from pipelines.tasks import DeadlinePolicy
 from schemas.features import FeatureConfig
 from schemas.run import VerifyReport
 from schemas.shard import PlanRecord

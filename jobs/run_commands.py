@@ -23,7 +23,7 @@ from ov2_core.storage.files import Store
 from pipelines.options import RunOptions
 from pipelines.progress import duration_text
 from pipelines.run_rounds import RoundSummary
-from pipelines.scheduling import DeadlinePolicy
+from pipelines.tasks import DeadlinePolicy
 from schemas.run import InvocationRecord
 from schemas.shard import QuarantineRow
 

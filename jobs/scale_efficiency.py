@@ -3,8 +3,8 @@
 Enters: how many clips, how long, and workers. Leaves: wall and CPU seconds of both, their quotients, and how busy the
 cores were. The plain processes make the same samples and write and commit the same shards, each half of them (or an n-th),
 one video after the other: nobody schedules, nothing is handed on. Seconds count from the first video's begin to the last
-commit, so that neither imports nor the start of Ray are in them. Both are run in turn; of each the fastest counts, since
-what disturbs only slows.
+commit, so that neither imports nor the start of Ray are in them. Both are run in turn, each first every other time, and
+what counts is the median of the quotients of neighbours: a machine that is slow for a minute slows both.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jobs.process_tree import CpuWatch
@@ -27,7 +28,8 @@ from ov2_core.storage.files import Store
 from pipelines.options import RunOptions
 from pipelines.plan_videos import plan_videos
 from pipelines.run_identity import code_version
-from pipelines.tokenize_videos import MadeSample, TokenizeJob, WriteTask, tokenize_videos
+from pipelines.shard_feed import MadeSample, WriteTask
+from pipelines.tokenize_videos import TokenizeJob, tokenize_videos
 from schemas.shard import PlannedRow
 
 CONFIG = with_overrides(recipe("codec-8"), {"shards.max_samples": "20"})
@@ -36,33 +38,41 @@ NUM_FILES = 12
 
 
 def measure_efficiency(
-    folder: Path, *, num_clips: int, clip_seconds: float, height_px: int, workers: int, repeats: int = 3
+    folder: Path, *, num_clips: int, clip_seconds: float, height_px: int, workers: int, repeats: int = 5
 ) -> dict[str, Any]:
-    """Makes the clips and the plan, then runs both kinds in turn."""
+    """Makes the clips and the plan, then runs both kinds in turn, `repeats` times each."""
     manifest = write_clips(folder, num_clips, seconds=clip_seconds, height_px=height_px)
     plan_videos(str(manifest), Store(folder / "plan"), CONFIG, RunOptions(workers=0, progress="off"))
     ours, bare = [], []
-    for _ in range(repeats):
-        bare.append(_by_processes(folder, workers))  # first: the first process of all may have kernels to compile
-        ours.append(_by_workers(folder, manifest, workers))
+    for number in range(repeats):
+        if number % 2:
+            ours.append(_by_workers(folder, manifest, workers))
+        bare.append(_by_processes(folder, workers))  # the very first of all may have kernels to compile
+        if number % 2 == 0:
+            ours.append(_by_workers(folder, manifest, workers))
         if digests(Store(folder / "ours")) != digests(Store(folder / "bare")):
             raise RuntimeError("bench scale: the plain processes wrote other tars than the pipeline")
-    best, plain = (min(runs, key=lambda one: one["wall_seconds"]) for runs in (ours, bare))
+    quotients = sorted(plain["wall_seconds"] / one["wall_seconds"] for plain, one in zip(bare, ours, strict=True))
     return {
         "clips": num_clips,
         "clip_seconds": clip_seconds,
         "clip_height_px": height_px,
         "workers": workers,
         "repeats": repeats,
-        "wall_seconds": best["wall_seconds"],
-        "bare_seconds": plain["wall_seconds"],
-        "efficiency": plain["wall_seconds"] / best["wall_seconds"],
-        "busy": best["tree_cpu_seconds"] / (workers * best["wall_seconds"]),
-        "bare_busy": plain["tree_cpu_seconds"] / (workers * plain["wall_seconds"]),
-        "cpu_efficiency": min(one["cpu_seconds"] for one in bare) / min(one["cpu_seconds"] for one in ours),
+        "wall_seconds": median(one["wall_seconds"] for one in ours),
+        "bare_seconds": median(one["wall_seconds"] for one in bare),
+        "efficiency": median(quotients),
+        "least_efficiency": quotients[0],
+        "most_efficiency": quotients[-1],
+        "busy": median(_busy(one, workers) for one in ours),
+        "bare_busy": median(_busy(one, workers) for one in bare),
         "ours": ours,
         "bare": bare,
     }
+
+
+def _busy(run: dict[str, float], workers: int) -> float:
+    return run["tree_cpu_seconds"] / (workers * run["wall_seconds"])
 
 
 def write_clips(folder: Path, num_clips: int, *, seconds: float, height_px: int = 360) -> Path:
@@ -154,9 +164,9 @@ def make_share(run: str, number: int, workers: int, times: str) -> None:
             began = round(time.time(), 3)
             made = []
             for row in rows:
-                outcome, members = job.run(row)
-                assert isinstance(outcome, SampleOutcome)
-                made.append(MadeSample(row.key, outcome, members))
+                outcomes, members = job.run((row,))
+                assert isinstance(outcomes, list)
+                made.append(MadeSample(row.key, outcomes[0], members))
             job.run(WriteTask(shard=shard, made=made, filtered=[], quarantined=[], started_unix_seconds=began))
 
 

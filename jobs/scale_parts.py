@@ -20,7 +20,8 @@ from ov2_core import config as configs
 from ov2_core.config import RunConfig, recipe
 from ov2_core.data.keys import key_of
 from ov2_core.make_sample import GENERATOR, ProbeOutcome, ProbeTask, SampleOutcome
-from ov2_core.plan import PlanWriter, planned_text, predict
+from ov2_core.plan import PlanWriter, planned_text
+from ov2_core.prediction import predict
 from ov2_core.run_status import read_status
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import (

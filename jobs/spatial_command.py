@@ -10,7 +10,7 @@ from jobs.summary import line_text, verdict_lines
 from ov2_core.storage.files import Store
 from pipelines.options import RunOptions
 from pipelines.progress import duration_text
-from pipelines.scheduling import DeadlinePolicy
+from pipelines.tasks import DeadlinePolicy
 from schemas.run import VerifyReport
 
 EXIT_INVALID = 1

@@ -42,8 +42,11 @@ class CanvasLayout:
 
     def empty(self, count: int, config: TokenizerConfig) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """Room for images and positions, filled as they come: no second copy."""
-        patches = self.num_blocks * config.merge**2
-        return np.empty((count, self.height, self.width, 3), np.uint8), np.empty((count, patches, 3), np.int32)
+        return np.empty((count, self.height, self.width, 3), np.uint8), self.empty_positions(count, config)
+
+    def empty_positions(self, count: int, config: TokenizerConfig) -> npt.NDArray[np.int32]:
+        """Room for the positions of so many images."""
+        return np.empty((count, self.num_blocks * config.merge**2, 3), np.int32)
 
     def positions(self, tick: int, config: TokenizerConfig) -> npt.NDArray[np.int32]:
         """Of a frame shown whole."""

@@ -25,7 +25,7 @@ from ov2_core.filters.rules import judge
 from ov2_core.media.frame_folder import list_frames, probe_frames, require_uniform
 from ov2_core.media.image import load_image, probe_image
 from ov2_core.media.probe import probe_video
-from ov2_core.plan import predict
+from ov2_core.prediction import predict
 from ov2_core.redact import redacted
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import is_transient, open_source, retry_transient, source_identity
@@ -168,7 +168,7 @@ def make_sample(planned: PlannedRow, config: RunConfig) -> SampleOutcome:
         members=members,
         cpu_seconds=round(time.process_time() - began, 4),
         peak_rss_bytes=peak_rss_bytes(),
-        num_images=int(tokenized.images_NHW3.shape[0]),
+        num_images=tokenized.num_images,
         num_tokens=tokenized.num_tokens,
         duration_seconds=tokenized.duration_seconds,
         timings_seconds=dict(tokenized.timings_seconds),
@@ -263,13 +263,15 @@ def _tokenize(planned: PlannedRow, config: RunConfig) -> tuple[TokenizedVideo, l
             "plan again into a new RUN",
         )
     if folder is not None:
-        tokenized = tokenize_frames(folder, tokenizer, start_seconds=row.start, end_seconds=row.end)
+        tokenized = tokenize_frames(folder, tokenizer, start_seconds=row.start, end_seconds=row.end, as_jpeg=True)
     else:
         with opened(planned.uri) as source:
             if row.image is not None:
                 tokenized = tokenize_image(source, tokenizer)
             else:
-                tokenized = tokenize_video(source, tokenizer, start_seconds=row.start, end_seconds=row.end)
+                tokenized = tokenize_video(
+                    source, tokenizer, start_seconds=row.start, end_seconds=row.end, as_jpeg=True
+                )
     provenance = Provenance(
         id=planned.id,
         uri=planned.uri,

@@ -11,12 +11,10 @@ that a user sees, and the report holds them against what happened.
 
 import contextlib
 import hashlib
-import math
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
@@ -24,13 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ov2_core.config import TokenizerConfig
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
 from ov2_core.storage.layout import PLAN_DIR, PLAN_JSON, QUARANTINE_DIR
-from ov2_core.tokenizer.frames import round_size
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
-from schemas.video import ProbeRecord
 
 ROW_GROUP_ROWS = 2048
 ROWS_SCHEMA = pa.schema(
@@ -47,97 +42,6 @@ ROWS_SCHEMA = pa.schema(
 _DIGEST_CHARS = 16
 _PLAN_FILE = re.compile(r"plan/rows(-[0-9a-f]{16})?\.parquet|quarantine/plan(-[0-9a-f]{16})?\.jsonl")
 _SHARD = '"shard":0,'
-COST_SECONDS = {
-    "sample": 0.0109,
-    "frame": 0.000214,
-    "mpx h264": 0.00256,
-    "mpx hevc": 0.00157,
-    "mpx vp9": 0.00269,
-    "mpx av1": 0.00179,
-    "mpx mpeg4": 0.00195,
-    "mpx uniform": 0.00157,
-    "image_mpx saliency": 0.0288,
-    "image_mpx evidence": 0.0293,
-    "image_mpx uniform": 0.012,
-}
-"""CPU seconds by the terms of `cost_terms`, fitted by `ov2 bench cost`."""
-_LIKE_CODEC = {"mpeg1video": "mpeg4", "mpeg2video": "mpeg4", "h263": "mpeg4", "mjpeg": "mpeg4", "vp8": "vp9"}
-"""Codecs that were not measured cost as one that was; all others as hevc."""
-_LIKE_POLICY = {"legacy": "saliency"}
-"""Likewise for policies."""
-_JPEG_BYTES_PER_PX = ((1, 0.03), (50, 0.10), (75, 0.16), (85, 0.22), (95, 0.42), (100, 0.90))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """What a source will give and cost."""
-
-    tokens: int
-    """Merged visual tokens."""
-    bytes: int
-    """Of its members in the tar."""
-    cpu_seconds: float
-
-
-def predict(probe: ProbeRecord, config: TokenizerConfig) -> Prediction:
-    """Tokens, tar bytes and CPU seconds of a source; from its probe alone."""
-    still = probe.media == "image"
-    area_px = config.still_area_px if still else config.area_px
-    width_blocks, height_blocks = size_in_blocks(probe.width_px, probe.height_px, area_px, config.block_px)
-    if config.policy == "legacy" and not still:
-        size = round_size(probe.width_px, probe.height_px, area_px=area_px, multiple_px=config.block_px)
-        width_blocks, height_blocks = size[0] // config.block_px, size[1] // config.block_px
-    num_images = 1 if still else predict_images(probe, config)
-    blocks = width_blocks * height_blocks
-    image_px = blocks * config.block_px**2
-    quality, bytes_per_px = zip(*_JPEG_BYTES_PER_PX, strict=True)
-    jpeg_bytes = image_px * float(np.interp(config.jpeg_quality, quality, bytes_per_px))
-    if config.jpeg_subsampling == "4:4:4":
-        jpeg_bytes *= 1.3
-    position_bytes = 12 * blocks * config.merge**2
-    return Prediction(
-        tokens=num_images * blocks,
-        bytes=math.ceil(num_images * (jpeg_bytes + position_bytes + 2048) + 8192),
-        cpu_seconds=round(sum(COST_SECONDS[name] * term for name, term in cost_terms(probe, config).items()), 4),
-    )
-
-
-def cost_terms(probe: ProbeRecord, config: TokenizerConfig) -> dict[str, float]:
-    """What a sample's CPU seconds are a sum of: frames, and millions of pixels (mpx) of source frames and of images made."""
-    still = probe.media == "image"
-    kind = "uniform" if still or config.mode == "uniform" else _LIKE_POLICY.get(config.policy, config.policy)
-    columns, rows = size_in_blocks(
-        probe.width_px, probe.height_px, config.still_area_px if still else config.area_px, config.block_px
-    )
-    num_images = 1 if still else predict_images(probe, config)
-    terms = {"sample": 1.0, f"image_mpx {kind}": num_images * columns * rows * config.block_px**2 / 1e6}
-    source_mpx = probe.num_frames * probe.width_px * probe.height_px / 1e6
-    if kind == "uniform":
-        return {**terms, "mpx uniform": source_mpx}
-    codec = _LIKE_CODEC.get(probe.codec, probe.codec)
-    decoded = f"mpx {codec}" if f"mpx {codec}" in COST_SECONDS else "mpx hevc"
-    return {**terms, decoded: source_mpx, "frame": float(probe.num_frames)}
-
-
-def predict_images(probe: ProbeRecord, config: TokenizerConfig) -> int:
-    """Canvases or frames that a video becomes."""
-    budget = config.budget
-    if config.mode == "uniform":
-        if budget == 0:
-            fitting = (frames for seconds, frames in config.frames_by_seconds if probe.duration_seconds < seconds)
-            budget = next(fitting, config.max_frames)
-        return min(budget, probe.num_frames)
-    per_group = config.groups.canvases_per_group
-    if probe.num_frames < max(per_group, config.groups.min_frames):
-        return min(budget, probe.num_frames)
-    num_groups = min(budget // per_group, probe.num_frames // config.groups.min_frames)
-    return max(1, num_groups) * per_group
-
-
-def size_in_blocks(width_px: int, height_px: int, area_px: int, block_px: int) -> tuple[int, int]:
-    """(width, height) in merged blocks of an image within an area, not enlarged, at least one block."""
-    scale = min(1.0, math.sqrt(area_px / (width_px * height_px)))
-    return max(1, int(width_px * scale / block_px + 1e-6)), max(1, int(height_px * scale / block_px + 1e-6))
 
 
 class PlannedText(NamedTuple):

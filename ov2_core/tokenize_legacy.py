@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ov2_core.canvas_layout import CanvasLayout, pack_group
 from ov2_core.config import TokenizerConfig
+from ov2_core.images import Images, new_images
 from ov2_core.media.bit_cost import keyframe_numbers, read_bit_cost
 from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, decode_frames
@@ -34,7 +35,7 @@ from ov2_core.tokenizer.legacy import (
 class LegacyCanvases:
     """N canvases of a clip, as many in each group."""
 
-    images_NHW3: npt.NDArray[np.uint8]
+    images: Images
     positions_NP3: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]
     """[G + 1] first source frame of each group, and the end."""
@@ -43,7 +44,7 @@ class LegacyCanvases:
 
 
 def legacy_canvases(
-    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, *, groups: int
+    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, *, groups: int, as_jpeg: bool
 ) -> LegacyCanvases | None:
     """Sample, score, choose and pack. None where a sampled frame does not decode.
 
@@ -73,7 +74,7 @@ def legacy_canvases(
     edges = list(range(0, count + 1, per_group))
     if ready:
         edges = readiness_groups(score_SB, budget=budget, canvases=canvases)
-    images, positions = layout.empty((len(edges) - 1) * canvases, config)
+    images, positions = new_images((len(edges) - 1) * canvases, layout, config, as_jpeg=as_jpeg)
     frames = decode_frames(source, probe, stats=stats, wanted=sampled[: edges[-1]].tolist())
     num_filled = 0
     for group, (low, high) in enumerate(pairwise(edges)):
@@ -86,10 +87,11 @@ def legacy_canvases(
             return None
         here = slice(group * canvases, (group + 1) * canvases)
         picks, filled = _picks(score_SB[low:high], held, scaler, budget=budget)
-        pack_group(picks, scaler, layout, config, images[here], positions[here])
+        pack_group(picks, scaler, layout, config, images.room(canvases), positions[here])
+        images.keep()
         num_filled += filled
     starts = np.array([0, *sampled[edges[1:-1]].tolist(), probe.num_frames])
-    return LegacyCanvases(images_NHW3=images, positions_NP3=positions, starts=starts, num_filled=num_filled)
+    return LegacyCanvases(images=images, positions_NP3=positions, starts=starts, num_filled=num_filled)
 
 
 def _picks(

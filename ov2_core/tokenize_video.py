@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ov2_core.canvas_layout import CanvasLayout, pack_group
 from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
+from ov2_core.images import Images, new_images
 from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.media.container import Source
 from ov2_core.media.decode import DecodeStats, decode_frames, frames_collected, motion_vectors
@@ -31,6 +32,7 @@ from ov2_core.tokenize_legacy import legacy_canvases
 from ov2_core.tokenized import Group, TokenizedVideo
 from ov2_core.tokenizer.canvas import frame_positions
 from ov2_core.tokenizer.frames import (
+    FEWEST_LOOKED_AT_PER_IMAGE,
     FRAMES_PER_WINDOW,
     fit_size,
     frames_to_look_at,
@@ -45,7 +47,12 @@ COST_BINS = 512
 
 
 def tokenize_video(
-    source: Source, config: TokenizerConfig, *, start_seconds: float | None = None, end_seconds: float | None = None
+    source: Source,
+    config: TokenizerConfig,
+    *,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    as_jpeg: bool = False,
 ) -> TokenizedVideo:
     """Tokenize one video, or a range of it.
 
@@ -53,6 +60,7 @@ def tokenize_video(
         source: local path, or seekable binary file.
         config: mode "codec" or "uniform".
         start_seconds, end_seconds: half-open range from the file's first shown frame.
+        as_jpeg: the images as files, each group's made with it: memory does not grow with the pixels of all.
 
     Returns:
         Canvases or frames with the source place of every patch. Deterministic.
@@ -69,9 +77,9 @@ def tokenize_video(
     if config.mode == "codec" and start_seconds is None and end_seconds is None:
         kept = KeptPackets(export_vectors=config.reads_vectors, loop_filter=config.loop_filter)
         with probed_and_kept(source, kept, max_source_px=limit, decoder=config.decoder) as probe:
-            return _tokenize(source, probe, config, clock, kept)
+            return _tokenize(source, probe, config, clock, kept, as_jpeg=as_jpeg)
     probe = probe_video(source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=limit)
-    return _tokenize(source, probe, config, clock, None)
+    return _tokenize(source, probe, config, clock, None, as_jpeg=as_jpeg)
 
 
 def require_readers(config: TokenizerConfig) -> None:
@@ -86,7 +94,13 @@ def require_readers(config: TokenizerConfig) -> None:
 
 
 def _tokenize(
-    source: Source, probe: VideoProbe, config: TokenizerConfig, clock: "_Clock", kept: KeptPackets | None
+    source: Source,
+    probe: VideoProbe,
+    config: TokenizerConfig,
+    clock: "_Clock",
+    kept: KeptPackets | None,
+    *,
+    as_jpeg: bool,
 ) -> TokenizedVideo:
     clock.lap("probe")
     stats = DecodeStats()
@@ -94,9 +108,11 @@ def _tokenize(
     every_frame = False
     while True:
         if config.mode == "codec":
-            result = _tokenize_codec(source, probe, config, stats, clock, kept, every_frame=every_frame)
+            result = _tokenize_codec(
+                source, probe, config, stats, clock, kept, every_frame=every_frame, as_jpeg=as_jpeg
+            )
         else:
-            result = _tokenize_uniform(source, probe, config, stats, clock)
+            result = _tokenize_uniform(source, probe, config, stats, clock, as_jpeg=as_jpeg)
         if isinstance(result, TokenizedVideo):
             break
         if result is None:
@@ -124,6 +140,7 @@ def tokenize_frames(
     *,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
+    as_jpeg: bool = False,
 ) -> TokenizedVideo:
     """Tokenize a folder of frames as a video: uniform frames, those alone decoded. Frames of another size are brought to the
     first one's.
@@ -138,12 +155,14 @@ def tokenize_frames(
     clock.lap("probe")
     chosen = sample_uniform(probe.seconds_T, num_uniform_frames(probe.num_frames, probe.duration_seconds, config))
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
-    images, positions = layout.empty(len(chosen), config)
+    images, positions = new_images(len(chosen), layout, config, as_jpeg=as_jpeg)
     for number, index in enumerate(chosen.tolist()):
         frame = load_frame(folder, probe.num_skipped + index, max_source_px=limit)
-        images[number] = frame.resized(layout.width, layout.height)
+        images.room(1)[0] = frame.resized(layout.width, layout.height)
+        clock.lap("decode")
+        images.keep()
+        clock.lap("jpeg")
         positions[number] = layout.positions(int(probe.timeline.ticks_T[index]), config)
-    clock.lap("decode")
     made = _result(probe, config, images, positions, _windows(probe, chosen, config))
     return replace(made, timings_seconds=clock.seconds)
 
@@ -196,8 +215,6 @@ class _Clock:
 
 _Outcome = TokenizedVideo | npt.NDArray[np.int64]
 """A result, or the indices of the frames that decode where some do not."""
-MIN_LOOKED_AT_PER_CANVAS = 2
-"""Frames are passed over only in groups that have this many left for each of their canvases."""
 
 
 def _tokenize_codec(
@@ -209,14 +226,15 @@ def _tokenize_codec(
     kept: KeptPackets | None,
     *,
     every_frame: bool,
+    as_jpeg: bool,
 ) -> _Outcome | None:
     """None: something is damaged, and frames were passed over; they may be needed now."""
     groups = num_groups(probe.num_frames, config.budget, config.groups)
     if groups == 0:  # too short for one group: each frame is a canvas of its own
         every = np.arange(min(probe.num_frames, config.budget))
-        return _tokenize_whole_frames(source, probe, every, config, stats, clock)
+        return _tokenize_whole_frames(source, probe, every, config, stats, clock, as_jpeg=as_jpeg)
     if config.policy == "legacy":
-        return _tokenize_legacy(source, probe, config, stats, clock, groups=groups)
+        return _tokenize_legacy(source, probe, config, stats, clock, groups=groups, as_jpeg=as_jpeg)
     starts = partition(probe.frame_bytes_T, probe.keyframe_T, groups=groups, config=config.groups)
     starts, canvases = join(starts, probe.frame_bytes_T, probe.keyframe_T, config.groups)
     firsts = np.concatenate([[0], np.cumsum(canvases)])
@@ -227,12 +245,12 @@ def _tokenize_codec(
             probe.discardable_T,
             starts,
             max_step_seconds=config.max_step_seconds,
-            fewest=MIN_LOOKED_AT_PER_CANVAS * config.groups.canvases_per_group,
+            fewest=FEWEST_LOOKED_AT_PER_IMAGE * config.groups.canvases_per_group,
         )
     whole = len(shown) == probe.num_frames
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
     scaler = layout.scaler(probe.rotation_degrees, config)
-    images, positions = layout.empty(int(firsts[-1]), config)
+    images, positions = new_images(int(firsts[-1]), layout, config, as_jpeg=as_jpeg)
     ends = np.searchsorted(shown, starts)
     stands_for = np.diff(shown, append=probe.num_frames)
     group, count = 0, 0
@@ -253,8 +271,10 @@ def _tokenize_codec(
             picks = open_group.close()
             clock.lap("select")
             here = slice(firsts[group], firsts[group + 1])
-            pack_group(picks, scaler, layout, config, images[here], positions[here])
+            pack_group(picks, scaler, layout, config, images.room(int(canvases[group])), positions[here])
             clock.lap("pack")
+            images.keep()
+            clock.lap("jpeg")
             group += 1
             if group < len(canvases):
                 open_group = _open_group(layout, probe, config, ends, canvases, group)
@@ -285,14 +305,21 @@ def _groups(
 
 
 def _tokenize_legacy(
-    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock, *, groups: int
+    source: Source,
+    probe: VideoProbe,
+    config: TokenizerConfig,
+    stats: DecodeStats,
+    clock: _Clock,
+    *,
+    groups: int,
+    as_jpeg: bool,
 ) -> _Outcome:
-    made = legacy_canvases(source, probe, config, stats, groups=groups)
+    made = legacy_canvases(source, probe, config, stats, groups=groups, as_jpeg=as_jpeg)
     clock.lap("decode")
     if made is None:
         return _decodable(source, probe, config)
     canvases = np.full(len(made.starts) - 1, config.groups.canvases_per_group)
-    result = _result(probe, config, made.images_NHW3, made.positions_NP3, _groups(probe, made.starts, canvases, config))
+    result = _result(probe, config, made.images, made.positions_NP3, _groups(probe, made.starts, canvases, config))
     return replace(result, flags=(f"filled_blocks:{made.num_filled}",) if made.num_filled else ())
 
 
@@ -366,13 +393,13 @@ def _signalled_frames(
 
 
 def _tokenize_uniform(
-    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock
+    source: Source, probe: VideoProbe, config: TokenizerConfig, stats: DecodeStats, clock: _Clock, *, as_jpeg: bool
 ) -> _Outcome:
     count = num_uniform_frames(probe.num_frames, probe.duration_seconds, config)
     chosen = sample_uniform(probe.seconds_T, count)
     if probe.duration_seconds >= config.keyframe_reach_min_seconds:
         chosen = move_to_cheaper(chosen, probe.seconds_T, probe.keyframe_T, reach=config.keyframe_reach)
-    return _tokenize_whole_frames(source, probe, chosen, config, stats, clock)
+    return _tokenize_whole_frames(source, probe, chosen, config, stats, clock, as_jpeg=as_jpeg)
 
 
 def _tokenize_whole_frames(
@@ -382,14 +409,19 @@ def _tokenize_whole_frames(
     config: TokenizerConfig,
     stats: DecodeStats,
     clock: _Clock,
+    *,
+    as_jpeg: bool,
 ) -> _Outcome:
     """Frames shown whole, in windows of four."""
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)
     scaler = layout.scaler(probe.rotation_degrees, config)
-    images, positions = layout.empty(len(chosen), config)
+    images, positions = new_images(len(chosen), layout, config, as_jpeg=as_jpeg)
     got: list[int] = []
     for index, frame in decode_frames(source, probe, stats=stats, wanted=chosen.tolist(), decoder=config.decoder):
-        images[len(got)] = scaler.rgb(scaler.scaled(frame))
+        images.room(1)[0] = scaler.rgb(scaler.scaled(frame))
+        clock.lap("decode")
+        images.keep()
+        clock.lap("jpeg")
         positions[len(got)] = layout.positions(int(probe.timeline.ticks_T[index]), config)
         got.append(index)
     clock.lap("decode")
@@ -439,12 +471,13 @@ def _binned_cost(probe: VideoProbe, config: TokenizerConfig) -> npt.NDArray[np.f
 def _result(
     probe: VideoProbe,
     config: TokenizerConfig,
-    images: npt.NDArray[np.uint8],
+    images: Images,
     positions: npt.NDArray[np.int32],
     groups: tuple[Group, ...],
 ) -> TokenizedVideo:
     return TokenizedVideo(
-        images_NHW3=images,
+        images_NHW3=images.pixels(),
+        jpegs_N=images.files(),
         positions_NP3=positions,
         fps=probe.fps,
         groups=groups,

@@ -29,7 +29,7 @@ class TokenizedVideo:
     """Images with the source place of every patch."""
 
     images_NHW3: npt.NDArray[np.uint8]
-    """RGB canvases or frames, in order."""
+    """RGB canvases or frames, in order. N = 0 where `jpegs_N` holds them; H and W are true."""
     positions_NP3: npt.NDArray[np.int32]
     """(t, h, w) of each patch, raster order; t in timeline ticks, h and w in patches of the source frame at image size."""
     fps: float | None
@@ -50,8 +50,15 @@ class TokenizedVideo:
     """[<= 512] bit cost over time, sum 1 (empty for a still)."""
     flags: tuple[str, ...]
     """Oddities of the source that did not stop us: "truncated", "decode_errors", ..."""
+    jpegs_N: tuple[bytes, ...] | None = None
+    """The images as JPEG files, in place of pixels."""
     timings_seconds: dict[str, float] = field(default_factory=dict)
-    """CPU seconds by step: probe, decode, signals, select, pack."""
+    """CPU seconds by step: probe, decode, signals, select, pack, jpeg (where files are made)."""
+
+    @property
+    def num_images(self) -> int:
+        """Canvases or frames."""
+        return len(self.positions_NP3)
 
     @property
     def num_tokens(self) -> int:

@@ -48,7 +48,8 @@ from ov2_core.storage.layout import INDEX_DIR, RUN_JSON
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
 from pipelines.run_identity import claim_run, code_version
-from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from pipelines.scheduling import Scheduler, drive
+from pipelines.tasks import Task, Verdict
 from schemas.run import RunRecord
 from schemas.stage import StageRecord
 
@@ -390,7 +391,7 @@ class MeasureJob:
 
 @dataclass(slots=True)
 class ChunkFeed:
-    """Chunks to tasks, those that are committed already left out. See scheduling.Feed.
+    """Chunks to tasks, those that are committed already left out. See tasks.Feed.
 
     A chunk that kills its workers is halved until a single record is to blame, which is then left out.
     """

@@ -46,7 +46,8 @@ from pipelines.run_identity import (
     code_version,
     load_run_record,
 )
-from pipelines.scheduling import RunStoppedError, Scheduler, Task, Verdict, drive
+from pipelines.scheduling import Scheduler, drive
+from pipelines.tasks import RunStoppedError, Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
 from schemas.features import FeatureConfig, FeatureDtype, FeatureStage
 from schemas.run import RunRecord
@@ -421,7 +422,7 @@ class _Suspect:
 
 
 class FeatureFeed:
-    """Shards to tasks; a shard that fails to trials of its samples, then to a last task. See scheduling.Feed."""
+    """Shards to tasks; a shard that fails to trials of its samples, then to a last task. See tasks.Feed."""
 
     def __init__(
         self, source: Store, shards: list[ShardCost], counters: Counters, totals: "_Totals", *, seconds_per_token: float

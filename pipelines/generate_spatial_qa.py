@@ -43,7 +43,8 @@ from ov2_core.storage.writer import Member, canonical_json, write_tar
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
 from pipelines.run_identity import check_same_run, claim_run, code_version, load_run_record
-from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from pipelines.scheduling import Scheduler, drive
+from pipelines.tasks import Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
 from schemas.run import RunRecord
 from schemas.shard import CommittedSample, FilteredRow, QuarantineReason, QuarantineRow
@@ -398,7 +399,7 @@ def _uri(source: SceneSource, number: int) -> str:
 
 
 class SceneFeed:
-    """Shards to tasks; one that fails to trials of its scenes, then to a last task. See scheduling.Feed."""
+    """Shards to tasks; one that fails to trials of its scenes, then to a last task. See tasks.Feed."""
 
     def __init__(
         self, source: SceneSource, recipe: SpatialRecipe, shards: list[int], counters: Counters, totals: _Totals

@@ -5,13 +5,13 @@ import logging
 
 from ov2_core.make_sample import TransientItemError
 from pipelines.runtime import Job, ObjectLostError
-from pipelines.scheduling import Cause, Done, Event, Failed, Ready, Task
+from pipelines.tasks import Cause, Done, Event, Failed, Ready, Task
 
 log = logging.getLogger(__name__)
 
 
 class InlineExecutor:
-    """See scheduling.Executor. Knows no deadlines and survives no crash."""
+    """See tasks.Executor. Knows no deadlines and survives no crash."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -24,6 +24,9 @@ class InlineExecutor:
             self._job.warm_up()
             self._warm = True
         self._events.append(Ready(worker))
+
+    def stop(self, worker: int) -> None:
+        """This process stays."""
 
     def submit(self, worker: int, task: Task) -> None:
         """Runs the task to its end."""

@@ -22,7 +22,8 @@ from ov2_core.storage.writer import Member, write_tar
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters, show
 from pipelines.run_identity import code_version
-from pipelines.scheduling import RunStoppedError, Scheduler, Task, Verdict, drive
+from pipelines.scheduling import Scheduler, drive
+from pipelines.tasks import RunStoppedError, Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
 from schemas.stage import StageRecord
 
@@ -125,7 +126,7 @@ class MaterializeJob:
 
 
 class SpanFeed:
-    """Shards to tasks. See scheduling.Feed."""
+    """Shards to tasks. See tasks.Feed."""
 
     def __init__(self, spans: list[ShardSpan], counters: Counters) -> None:
         self._fresh = iter(spans)

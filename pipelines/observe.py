@@ -25,6 +25,7 @@ from schemas.run import InvocationRecord, WorkerSign
 
 log = logging.getLogger(__name__)
 SIGN_SECONDS = 10.0
+WORKER_STATES = ("starting", "idle", "busy", "released")
 
 GAUGES = {
     "ov2_rows": ("Rows of this invocation by outcome: made, filtered, quarantined.", ("stage", "outcome")),
@@ -35,7 +36,7 @@ GAUGES = {
     "ov2_tokens": ("Visual tokens made by this invocation.", ("stage",)),
     "ov2_video_seconds": ("Seconds of video done by this invocation.", ("stage",)),
     "ov2_cpu_seconds": ("CPU seconds of workers, of this invocation.", ("stage",)),
-    "ov2_workers": ("Workers by state: starting, idle, busy.", ("stage", "state")),
+    "ov2_workers": ("Workers by state: starting, idle, busy, released.", ("stage", "state")),
     "ov2_worker_deaths": ("Workers that died, or were killed at their deadline, in this invocation.", ("stage",)),
     "ov2_longest_task_seconds": ("How long the oldest task in flight has been running.", ("stage",)),
     "ov2_eta_seconds": ("Expected rest of this invocation; absent while unknown.", ("stage",)),
@@ -175,7 +176,7 @@ def gauge_values(counters: Counters, scheduler: Scheduler, *, now: float) -> lis
         ("ov2_longest_task_seconds", {}, max((now - start for start in since), default=0.0)),
         ("ov2_sign_of_life_unix_seconds", {}, time.time()),
     ]
-    found += [("ov2_workers", {"state": state}, states.count(state)) for state in ("starting", "idle", "busy")]  # type: ignore[arg-type]
+    found += [("ov2_workers", {"state": state}, states.count(state)) for state in WORKER_STATES]  # type: ignore[arg-type]
     found += [("ov2_quarantined_rows", {"reason": reason}, n) for reason, n in counters.quarantined.items()]
     if counters.num_items is not None:
         found.append(("ov2_rows_left", {}, counters.num_items - counters.num_done))

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipelines.inline import InlineExecutor
 from pipelines.runtime import Job, RayExecutor, cluster_cpus, cluster_gpus, ray_session
-from pipelines.scheduling import DeadlinePolicy, Executor
+from pipelines.tasks import DeadlinePolicy, Executor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,8 @@ from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
 from pipelines.run_identity import check_same_plan, code_version, library_versions, load_run_record
-from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from pipelines.scheduling import Scheduler, drive
+from pipelines.tasks import Task, Verdict
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class ProbeJob:
 
 
 class PlanFeed:
-    """Manifest rows to tasks and back into order; see scheduling.Feed.
+    """Manifest rows to tasks and back into order; see tasks.Feed.
 
     A task holds as many rows as are planned in about TASK_SECONDS, so that the cost of a call is divided among many where a
     probe is quick. One whose worker dies or hangs is taken apart, and each of its rows is tried alone.

@@ -17,16 +17,9 @@ from ov2_core.filters.config import FilterConfig
 from ov2_core.filters.corpus import CorpusRules, corpus_rules
 from ov2_core.filters.rules import judge
 from ov2_core.make_sample import make_sample, without_cost
-from ov2_core.plan import (
-    PlanWriter,
-    iter_plan_quarantine,
-    iter_plan_rows_by_line,
-    load_plan,
-    planned_text,
-    predict,
-    remove_plan,
-)
+from ov2_core.plan import PlanWriter, iter_plan_quarantine, iter_plan_rows_by_line, load_plan, planned_text, remove_plan
 from ov2_core.plan_totals import PlanTotals
+from ov2_core.prediction import predict
 from ov2_core.rounds import RoundWriter
 from ov2_core.storage.commit import committed_shards
 from ov2_core.storage.files import Store

@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ from ray import exceptions as ray_errors
 
 from ov2_core.make_sample import TransientItemError
 from pipelines.memory_guard import LOOK_SECONDS, MemoryGuard
-from pipelines.scheduling import Cause, Done, Event, Failed, Ready, RunStoppedError, Task
+from pipelines.tasks import Cause, Done, Event, Failed, Ready, RunStoppedError, Task
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ ONE_THREAD = {
 _MIN_STORE_BYTES = 256 << 20
 _MAX_STORE_BYTES = 8 << 30
 FEW_WAITING = 8
-"""Calls: when one of so few has ended, the others are asked for with the next poll."""
+"""Workers: when the call of one of so few has ended, the others are asked for with the next poll."""
 _LAST_WORDS_SECONDS = 0.5
 """A worker that holds too much memory ends itself so long after it has said so, should the driver not be faster."""
 
@@ -189,7 +190,7 @@ class ObjectLostError(Exception):
 
 
 class RayExecutor:
-    """Workers as actors; see scheduling.Executor.
+    """Workers as actors; see tasks.Executor.
 
     Args:
         places: how many workers the cluster holds now, where their number shall follow it.
@@ -209,8 +210,8 @@ class RayExecutor:
         self._job = ray.put(_by_bytes(job))
         self._actor_class: Any = ray.remote(_Worker)
         self._actors: dict[int, Any] = {}
-        self._waiting: dict[Any, tuple[int, Any]] = {}
-        """info or ready reference -> (worker, payload reference; None while it starts)."""
+        self._calls: dict[int, deque[tuple[Any, Any]]] = {}
+        """Of each worker, in the order of submission: (info or ready reference, payload reference; None while it starts)."""
 
     def start(self, worker: int) -> None:
         """Kills what is there and asks Ray for a fresh actor."""
@@ -219,25 +220,31 @@ class RayExecutor:
             max_restarts=0, max_task_retries=0, num_cpus=1, num_gpus=self._gpus_per_worker
         ).remote(self._job, self._guard)
         self._actors[worker] = actor
-        self._waiting[actor.ready.remote()] = (worker, None)
+        self._calls[worker] = deque([(actor.ready.remote(), None)])
+
+    def stop(self, worker: int) -> None:
+        """Kills the actor."""
+        self._drop(worker)
 
     def submit(self, worker: int, task: Task) -> None:
         """Runs the job on the task's payload."""
         info, payload = self._actors[worker].run.remote(task.payload)
-        self._waiting[info] = (worker, payload)
+        self._calls[worker].append((info, payload))
 
     def poll(self, timeout_seconds: float) -> list[Event]:
-        """Waits for a first event, then takes all there are; of few workers just the first, as each wait has its price."""
-        if not self._waiting:
+        """Waits for a first event, then takes all there are; of few workers just the first, as each wait has its price.
+
+        Only a worker's first call is waited for: of two that end in one moment Ray may tell of the second first.
+        """
+        first = {calls[0][0]: worker for worker, calls in self._calls.items() if calls}
+        if not first:
             time.sleep(min(timeout_seconds, 0.05))
             return []
-        references = list(self._waiting)
-        ready, rest = ray.wait(references, num_returns=1, timeout=timeout_seconds, fetch_local=False)
+        ready, rest = ray.wait(list(first), num_returns=1, timeout=timeout_seconds, fetch_local=False)
         if ready and len(rest) > FEW_WAITING:
             more, _ = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)
             ready += more
-        order = {reference: place for place, reference in enumerate(references)}  # what was submitted first comes first
-        return [self._event(reference) for reference in sorted(ready, key=order.__getitem__)]
+        return [self._event(first[reference]) for reference in ready]
 
     def num_places(self) -> int:
         """Workers that the cluster holds now; 0 where their number is fixed."""
@@ -253,10 +260,10 @@ class RayExecutor:
         if actor is not None:
             with contextlib.suppress(Exception):
                 ray.kill(actor, no_restart=True)
-        self._waiting = {ref: entry for ref, entry in self._waiting.items() if entry[0] != worker}
+        self._calls.pop(worker, None)
 
-    def _event(self, reference: Any) -> Event:
-        worker, payload = self._waiting.pop(reference)
+    def _event(self, worker: int) -> Event:
+        reference, payload = self._calls[worker].popleft()
         try:
             info = ray.get(reference)
         except Exception as error:

@@ -13,8 +13,9 @@ more chances, each with fewer neighbours, before it is charged:
     for quiet
            costs no throughput. Dies or overruns -> condemned.
 
-An innocent neighbour of a bad task is thereby retried, never charged. Tasks with `blamed=False` (writing a shard)
-have no suspect: they are retried a few times, then the run stops with `RunStoppedError`. A task whose node was lost,
+An innocent neighbour of a bad task is thereby retried, never charged. Nor is a task of several items, such as short videos:
+where it has failed (and failed solo, if it is dear), each of its items is tried alone. Tasks with `blamed=False` (writing a
+shard) have no suspect: they are retried a few times, then the run stops with `RunStoppedError`. A task whose node was lost,
 whose worker was told to stop, or that met a transient error, goes back without losing a chance, a bounded number of times.
 
 Behind a short task a worker is given the next one, so that it does not wait for the driver in between. One that was still
@@ -23,18 +24,28 @@ waiting when its worker died or was replaced goes back as if nothing had been; n
 A worker that finds nothing to do takes a copy of the task that has run longest, once that has used up STRAGGLER_SHARE of
 its deadline. The first copy to end well counts, and the other's worker is replaced; a copy that fails says nothing while the
 other runs. Tasks must bear that: samples are pure, and of two writers of a shard the commit protocol lets one win.
+
+Workers that find nothing to do for RELEASE_SECONDS are let go, so that a cluster can give their nodes back while the last tasks
+run; each task at work keeps an idle one for its copy. Those let go are started again when there is more to do than workers.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from pipelines.tasks import (
+    Cause,
+    DeadlinePolicy,
+    Done,
+    Executor,
+    Failed,
+    Feed,
+    Ready,
+    RunStoppedError,
+    Task,
+    Verdict,
+)
 from schemas.shard import QuarantineReason
-
-ChargedCause = Literal["worker_died", "out_of_memory", "deadline_exceeded", "internal_error"]
-Setback = Literal["node_lost", "told_to_stop", "transient_error", "object_lost"]
-Cause = ChargedCause | Setback
-Lane = Literal["fresh", "solo", "quiet"]
 
 MAX_TRANSIENT = 4
 MAX_NODE_LOSSES = 8
@@ -43,134 +54,23 @@ MAX_START_FAILURES = 5
 FRESH_WAIT_SECONDS = 60.0
 GROW_SECONDS = 10.0
 """How often a cluster is asked whether it has room for more workers."""
+RELEASE_SECONDS = 60.0
+"""A fresh worker costs some seconds; an idle one costs its node."""
 STRAGGLER_SHARE = 0.25
 """Of its deadline: a task that has run for so long is copied to a worker that has nothing to do."""
 QUEUE_BEHIND_SECONDS = 2.0
 """Behind a task predicted to be so short the next one waits at its worker: at the end of a run others cannot take it from there."""
-
-
-class RunStoppedError(RuntimeError):
-    """The run cannot go on, and no single item is to blame. What is committed stays; the same command resumes."""
-
-
-@dataclass(slots=True, eq=False)
-class Task:
-    """One call of the job. `payload` is opaque here."""
-
-    name: str
-    """For messages: the sample's key, the manifest line, the shard."""
-    payload: Any
-    cost_seconds: float
-    """Predicted CPU seconds."""
-    blamed: bool = True
-    divisible: bool = False
-    """It holds several items: when it has failed solo it goes back to the feed, condemned, which tries them one by one."""
-    lane: Lane = "fresh"
-    attempts: int = 0
-    """Times that a worker began it."""
-    failures: int = 0
-    """Deaths and overruns."""
-    setbacks: int = 0
-    """Node losses and transient errors."""
-    copied: bool = False
-    """A second worker was given it too, once and for all: what hangs would else be copied for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A condemned task's quarantine reason."""
-
-    reason: QuarantineReason
-    message: str
-    attempts: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeadlinePolicy:
-    """Wall-clock seconds that a task may take: base + factor x predicted CPU seconds."""
-
-    base_seconds: float = 120.0
-    factor: float = 30.0
-    start_seconds: float = 600.0
-    """How long the first worker may take to start."""
-
-    def __post_init__(self) -> None:
-        if self.base_seconds <= 0 or self.factor < 0 or self.start_seconds <= 0:
-            raise ValueError(f"deadlines must be > 0, got {self}")
-
-    def seconds(self, task: Task) -> float:
-        """The task's allowance."""
-        return self.base_seconds + self.factor * task.cost_seconds
-
-
-class Feed(Protocol):
-    """Where tasks come from and results go; bounds what is open."""
-
-    @property
-    def finished(self) -> bool:
-        """True once no task will come any more and none is awaited."""
-
-    def pull(self) -> Task | None:
-        """The next task, or None while there is none (for now, or at all)."""
-
-    def done(self, task: Task, info: Any, payload: Any) -> None:
-        """A task's result. `payload` may be a reference to it."""
-
-    def condemned(self, task: Task, verdict: Verdict) -> None:
-        """The task will not be tried again."""
-
-
-class Executor(Protocol):
-    """Workers, numbered from 0. Replaced by a fake in tests."""
-
-    def start(self, worker: int) -> None:
-        """Begins to start a fresh worker in this place; what was there is killed. Reports Ready, or Failed."""
-
-    def submit(self, worker: int, task: Task) -> None:
-        """Runs a task, after the one that the worker runs. Reports Done or Failed, in the order of submission."""
-
-    def poll(self, timeout_seconds: float) -> "list[Event]":
-        """What has happened since; waits at most so long for a first event."""
-
-    def num_places(self) -> int:
-        """Workers that there is room for now, on a cluster that may have grown; 0: their number is fixed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A worker has started."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A worker has returned its task's result and goes on."""
-
-    worker: int
-    info: Any
-    payload: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A worker failed at its task, or while starting. `alive`: it may take another task, and goes on with what waits."""
-
-    worker: int
-    cause: Cause
-    message: str
-    alive: bool
-
-
-Event = Ready | Done | Failed
+DIVIDE_AT_ONCE_SECONDS = 2.0
+"""About what a fresh worker takes to start."""
 
 
 @dataclass(slots=True)
 class _Worker:
-    state: Literal["starting", "idle", "busy"] = "starting"
+    state: Literal["starting", "idle", "busy", "released"] = "starting"
     used: bool = False
     task: Task | None = None
     since: float = 0.0
+    """When it came into its state; of a starting one below 0: `step` asks for it."""
     waiting: Task | None = None
     """It has this task too, and begins it when `task` has ended."""
 
@@ -180,10 +80,11 @@ class Actions:
     """What the executor shall do now."""
 
     start: list[int] = field(default_factory=list)
+    stop: list[int] = field(default_factory=list)
     submit: list[tuple[int, Task]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.start or self.submit)
+        return bool(self.start or self.stop or self.submit)
 
 
 class Scheduler:
@@ -232,9 +133,9 @@ class Scheduler:
         """Adds workers up to so many; `step` asks for them. Never takes any away: on a lost node they wait for another."""
         self.workers += [_Worker(since=-1.0) for _ in range(num_workers - len(self.workers))]
 
-    def ready(self, number: int) -> None:
+    def ready(self, number: int, now: float) -> None:
         """A worker has started."""
-        self.workers[number] = _Worker(state="idle")
+        self.workers[number] = _Worker(state="idle", since=now)
         self._start_failures = 0
         self._ever_ready = True
 
@@ -297,12 +198,34 @@ class Scheduler:
             if self._may_queue(worker) and (task := self._next_task()) is not None:
                 worker.waiting = task
                 actions.submit.append((number, task))
+        self._call_back(now, actions)
+        self._let_go(now, actions)
         if not actions and not self.in_flight and not self.delayed and not self.finished and self._all_idle():
             raise AssertionError("the scheduler has work but nothing that it can assign")
         return actions
 
     def _all_idle(self) -> bool:
-        return all(worker.state == "idle" for worker in self.workers)
+        return all(worker.state in ("idle", "released") for worker in self.workers)
+
+    def _call_back(self, now: float, actions: Actions) -> None:
+        """Starts as many workers that were let go as tasks wait for one."""
+        states = [worker.state for worker in self.workers]
+        released = [number for number, state in enumerate(states) if state == "released"]
+        if "idle" in states or not released:
+            return
+        while len(self.again) < len(released) and (task := self.feed.pull()) is not None:
+            self.again.append(task)
+        for number in released[: max(0, len(self.again) - states.count("starting"))]:
+            self._replace(number, now, actions)
+
+    def _let_go(self, now: float, actions: Actions) -> None:
+        """Ends workers that have long been idle, the longest first, but for one for each task at work."""
+        idle = [number for number, worker in enumerate(self.workers) if worker.state == "idle"]
+        long = [number for number in idle if now - self.workers[number].since > RELEASE_SECONDS]
+        long.sort(key=lambda number: self.workers[number].since)
+        for number in long[: max(0, len(idle) - max(1, self.num_running))]:
+            self.workers[number] = _Worker(state="released", since=now)
+            actions.stop.append(number)
 
     def _give(self, number: int, worker: _Worker, now: float, actions: Actions) -> None:
         running = self.in_flight
@@ -396,7 +319,7 @@ class Scheduler:
             waiting.attempts += 1
             self.workers[number] = _Worker(state="busy", used=True, task=waiting, since=now)
         else:
-            self.workers[number] = _Worker(state="idle", used=True)
+            self.workers[number] = _Worker(state="idle", used=True, since=now)
         return task
 
     def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
@@ -413,7 +336,7 @@ class Scheduler:
             if task.failures >= MAX_UNBLAMED_FAILURES or cause == "internal_error":
                 raise RunStoppedError(f"{task.name}: {message}")
             self.delayed.append((now, task))
-        elif cause == "internal_error" or task.lane == "quiet":
+        elif cause == "internal_error" or task.lane == "quiet" or (task.divisible and self._cheap(task)):
             self._condemn(task, cause, message)
         elif task.lane == "fresh":
             task.lane = "solo"
@@ -423,6 +346,10 @@ class Scheduler:
         else:
             task.lane = "quiet"
             self.quiet.append(task)
+
+    def _cheap(self, task: Task) -> bool:
+        """Its items alone, which go to workers that are there, cost less than another try of it on a fresh one."""
+        return task.cost_seconds <= DIVIDE_AT_ONCE_SECONDS
 
     def _condemn(self, task: Task, reason: QuarantineReason, message: str) -> None:
         if not task.blamed:
@@ -453,6 +380,8 @@ def drive(
         actions = scheduler.step(clock())
         for number in actions.start:
             executor.start(number)
+        for number in actions.stop:
+            executor.stop(number)
         for number, task in actions.submit:
             executor.submit(number, task)
         if scheduler.finished:
@@ -460,7 +389,7 @@ def drive(
         for event in executor.poll(poll_seconds):
             match event:
                 case Ready(worker):
-                    scheduler.ready(worker)
+                    scheduler.ready(worker, clock())
                 case Done(worker, info, payload):
                     scheduler.done(worker, info, payload, clock())
                 case Failed(worker, cause, message, alive):

@@ -22,7 +22,8 @@ from ov2_core.storage.files import Store
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
-from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from pipelines.scheduling import Scheduler, drive
+from pipelines.tasks import Task, Verdict
 
 log = logging.getLogger(__name__)
 WINDOW_ROWS = 1024
@@ -83,7 +84,7 @@ class SplitJob:
 
 
 class SplitFeed:
-    """Manifest rows to tasks, and their clips back into the manifest's order; see scheduling.Feed."""
+    """Manifest rows to tasks, and their clips back into the manifest's order; see tasks.Feed."""
 
     def __init__(self, items: Iterator[ManifestItem], manifest_uri: str, file: IO[str], counters: Counters) -> None:
         self._items, self._manifest_uri, self._file, self._counters = items, manifest_uri, file, counters

@@ -21,7 +21,7 @@ from typing import Any
 from ov2_core import config as configs
 from ov2_core.config import RunConfig
 from ov2_core.data.manifest import absolute_uri, manifest_digest
-from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample, quarantine_planned
+from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample
 from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.plan import group_by_shard, load_plan, remove_stray_plan_files
 from ov2_core.rounds import Rounds, list_rounds, load_rounds
@@ -45,14 +45,14 @@ from pipelines.run_identity import (
     make_run_record,
 )
 from pipelines.runtime import ObjectLostError, fetch, object_store_bytes
-from pipelines.scheduling import Scheduler, Task, Verdict, drive
+from pipelines.scheduling import Scheduler, drive
+from pipelines.shard_feed import MadeSample, Rows, ShardFeed, ShardWritten, WriteTask
 from schemas.run import RunRecord
-from schemas.shard import FilteredRow, PlannedRow, QuarantineRow
+from schemas.shard import PlannedRow
 
 log = logging.getLogger(__name__)
 OPEN_STORE_SHARE = 0.5
 """Share of the object store that the samples of open shards may fill, by prediction."""
-WRITE_SECONDS_PER_BYTE = 1 / 20e6
 INLINE_STORE_BYTES = 1 << 30
 
 
@@ -75,6 +75,10 @@ class TokenizeSummary:
 
 
 Make = Callable[[PlannedRow, RunConfig], SampleOutcome]
+Outcome = SampleOutcome | None
+"""None: a transient error among several videos, to be tried alone."""
+Members = Sequence[Member] | None
+"""Of a sample; None: there is none."""
 
 
 def tokenize_videos(
@@ -197,37 +201,6 @@ def _summarising(store: Store, counters: Counters, tick: Callable[[], None]) -> 
     return tick_and_summarise
 
 
-@dataclass(frozen=True, slots=True)
-class MadeSample:
-    """A made sample whose members wait in the object store."""
-
-    key: str
-    outcome: SampleOutcome
-    """Without its members."""
-    members: Any
-    """Reference to them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WriteTask:
-    """A complete shard: write and commit it."""
-
-    shard: int
-    made: list[MadeSample]
-    """In plan order."""
-    filtered: list[FilteredRow]
-    quarantined: list[QuarantineRow]
-    started_unix_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWritten:
-    """The shard is committed and published, unless samples were lost: then nothing happened."""
-
-    shard: int
-    lost_keys: list[str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TokenizeJob:
     """Makes samples and writes shards in workers; see runtime.Job."""
@@ -242,23 +215,33 @@ class TokenizeJob:
         """The imports were enough; compiled kernels come from numba's cache or with the first video."""
         require_readers(self.config.tokenizer)
 
-    def run(self, payload: PlannedRow | WriteTask) -> tuple[SampleOutcome | ShardWritten, list[Member] | None]:
-        """One video, or one shard."""
+    def run(self, payload: Rows | WriteTask) -> tuple[list[Outcome] | ShardWritten, list[Members] | None]:
+        """Some videos, or one shard."""
         if isinstance(payload, WriteTask):
             with unless_committed(self.store, payload.shard):
                 return self._write(payload), None
             return ShardWritten(payload.shard, []), None
-        outcome = self.make(payload, self.config)
-        return dataclasses.replace(outcome, members=None), outcome.members
+        made = [self._make(row, alone=len(payload) == 1) for row in payload]
+        outcomes = [None if outcome is None else dataclasses.replace(outcome, members=None) for outcome in made]
+        return outcomes, [None if outcome is None else outcome.members for outcome in made]
+
+    def _make(self, row: PlannedRow, *, alone: bool) -> Outcome:
+        try:
+            return self.make(row, self.config)
+        except TransientItemError:
+            if alone:
+                raise
+            return None
 
     def _write(self, task: WriteTask) -> ShardWritten:
         lost: list[str] = []
         records = []
+        batches = _LastBatch()
 
         def samples() -> Iterator[tuple[str, Sequence[Member]]]:
             for made in task.made:
                 try:
-                    members: list[Member] = fetch(made.members)
+                    members = batches.fetch(made)
                 except ObjectLostError:
                     lost.append(made.key)
                     continue
@@ -304,6 +287,29 @@ class TokenizeJob:
         return ShardWritten(task.shard, [])
 
 
+class _LastBatch:
+    """The members of the call that was asked for last: samples of one call lie side by side in their shard."""
+
+    def __init__(self) -> None:
+        self._reference: Any = None
+        self._members: list[Members] = []
+
+    def fetch(self, made: MadeSample) -> Sequence[Member]:
+        """Members of a sample.
+
+        Raises:
+            ObjectLostError: they are gone with their node.
+        """
+        if made.batch is not self._reference:
+            self._reference, self._members = made.batch, []
+            self._members = fetch(made.batch)
+        if not self._members:
+            raise ObjectLostError(f"{made.key} went with its call's other samples")
+        members = self._members[made.place]
+        assert members is not None, f"{made.key} was not made"
+        return members
+
+
 @contextlib.contextmanager
 def scratch_folder(store: Store) -> Iterator[str]:
     """On the store's own disk where that is local, so that a finished tar is moved by renaming it. Its parent stays: another
@@ -318,142 +324,3 @@ def scratch_folder(store: Store) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(slots=True)
-class _OpenShard:
-    rows: list[PlannedRow]
-    started_unix_seconds: float
-    predicted_bytes: int
-    ended: dict[str, MadeSample | FilteredRow | QuarantineRow] = field(default_factory=dict)
-
-    def write_task(self, shard: int) -> Task:
-        ends = [self.ended[row.key] for row in self.rows]
-        task = WriteTask(
-            shard=shard,
-            made=[end for end in ends if isinstance(end, MadeSample)],
-            filtered=[end for end in ends if isinstance(end, FilteredRow)],
-            quarantined=[end for end in ends if isinstance(end, QuarantineRow)],
-            started_unix_seconds=self.started_unix_seconds,
-        )
-        return Task(f"shard {shard}", task, self.predicted_bytes * WRITE_SECONDS_PER_BYTE, blamed=False)
-
-
-class ShardFeed:
-    """Planned rows to tasks, results to shards; see scheduling.Feed. A bounded number of shards is open at a time."""
-
-    def __init__(
-        self,
-        shards: Iterator[tuple[int, list[PlannedRow]]],
-        counters: Counters,
-        *,
-        max_open_bytes: int,
-        max_open_shards: int,
-    ) -> None:
-        self._shards = shards
-        self._counters = counters
-        self.allow(max_open_bytes=max_open_bytes, max_open_shards=max_open_shards)
-        self._next_shard: tuple[int, list[PlannedRow]] | None = next(shards, None)
-        self._open: dict[int, _OpenShard] = {}
-        self._rows: deque[PlannedRow] = deque()
-        self._writes: deque[Task] = deque()
-
-    def allow(self, *, max_open_bytes: int, max_open_shards: int) -> None:
-        """What may be open from now on."""
-        self._max_open_bytes, self._max_open_shards = max_open_bytes, max_open_shards
-
-    @property
-    def finished(self) -> bool:
-        """All shards are written."""
-        return self._next_shard is None and not self._open
-
-    @property
-    def num_open(self) -> int:
-        """Shards that hold samples in the object store."""
-        return len(self._open)
-
-    def pull(self) -> Task | None:
-        """A shard to write, else a row of an open shard, else one of the next shard if it may be opened."""
-        if self._writes:
-            return self._writes.popleft()
-        if not self._rows and self._next_shard is not None and self._may_open(self._next_shard[1]):
-            shard, rows = self._next_shard
-            predicted_bytes = sum(row.predicted_bytes for row in rows)
-            self._open[shard] = _OpenShard(rows, round(time.time(), 3), predicted_bytes)
-            self._next_shard = next(self._shards, None)
-            for row in sorted(rows, key=lambda row: -row.predicted_cpu_seconds):  # so that no long one comes last
-                if row.filtered is None:
-                    self._rows.append(row)
-                else:
-                    self._counters.num_filtered += 1
-                    self._end(row, row.filtered)
-            if self._writes:
-                return self._writes.popleft()
-        if not self._rows:
-            return None
-        return self._task(self._rows.popleft())
-
-    def done(self, task: Task, info: Any, payload: Any) -> None:
-        """A sample was made, filtered or quarantined, or a shard was written."""
-        if isinstance(info, ShardWritten):
-            self._written(info)
-            return
-        outcome: SampleOutcome = info
-        row: PlannedRow = task.payload
-        counters = self._counters
-        counters.cpu_seconds += outcome.cpu_seconds
-        if outcome.filtered is not None:
-            counters.num_filtered += 1
-            self._end(row, outcome.filtered)
-        elif outcome.quarantined is not None:
-            counters.quarantined[outcome.quarantined.reason] += 1
-            attempts = max(task.attempts, outcome.quarantined.attempts)
-            self._end(row, outcome.quarantined.model_copy(update={"attempts": attempts}))
-        else:
-            counters.num_made += 1
-            counters.num_images += outcome.num_images
-            counters.num_tokens += outcome.num_tokens
-            counters.video_seconds += outcome.duration_seconds
-            self._end(row, MadeSample(row.key, outcome, payload))
-
-    def condemned(self, task: Task, verdict: Verdict) -> None:
-        """A video that will not be tried again."""
-        row: PlannedRow = task.payload
-        self._counters.quarantined[verdict.reason] += 1
-        self._end(
-            row,
-            quarantine_planned(row, reason=verdict.reason, message=verdict.message, attempts=verdict.attempts),
-        )
-
-    def _may_open(self, rows: list[PlannedRow]) -> bool:
-        if not self._open:
-            return True
-        held = sum(shard.predicted_bytes for shard in self._open.values())
-        wanted = sum(row.predicted_bytes for row in rows)
-        return len(self._open) < self._max_open_shards and held + wanted <= self._max_open_bytes
-
-    def _task(self, row: PlannedRow) -> Task:
-        return Task(row.key, row, row.predicted_cpu_seconds)
-
-    def _end(self, row: PlannedRow, end: MadeSample | FilteredRow | QuarantineRow) -> None:
-        shard = self._open[row.shard]
-        assert row.key not in shard.ended, f"{row.key} ended twice"
-        shard.ended[row.key] = end
-        self._counters.num_done += 1
-        if len(shard.ended) == len(shard.rows):
-            self._writes.append(shard.write_task(row.shard))
-
-    def _written(self, written: ShardWritten) -> None:
-        if not written.lost_keys:
-            del self._open[written.shard]
-            self._counters.num_shards_done += 1
-            return
-        log.warning("shard %d: %d samples were lost with their node; made again", written.shard, len(written.lost_keys))
-        shard = self._open[written.shard]
-        for row in shard.rows:
-            if row.key in written.lost_keys:
-                made = shard.ended.pop(row.key)
-                assert isinstance(made, MadeSample)
-                self._counters.num_done -= 1
-                self._counters.num_made -= 1
-                self._rows.appendleft(row)

@@ -106,7 +106,7 @@ class WorkerSign(Record):
     """What the driver knows of one worker."""
 
     number: int
-    state: Literal["starting", "idle", "busy"]
+    state: Literal["starting", "idle", "busy", "released"]
     task: str | None
     """Sample key, manifest line or shard that it works on."""
     since_unix_seconds: float | None

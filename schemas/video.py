@@ -72,6 +72,10 @@ class ProbeRecord(Record):
     size_bytes: int = Field(ge=0)
     video_bytes: int = Field(ge=0)
     """Sum of the packet sizes inside the range."""
+    num_keyframes: int | None = Field(default=None, ge=0)
+    """Frames inside the range that a decoder can start at; None: a still, or an older plan."""
+    num_discardable: int | None = Field(default=None, ge=0)
+    """Frames that no other needs, as far as the stream says; None likewise."""
     flags: list[str] = Field(default_factory=list)
     """Oddities that did not stop us: "truncated", "missing_pts", ..."""
 

@@ -10,9 +10,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import settings
 from radosgw_server import ACCESS_KEY, ROOT_VARIABLE, SECRET_KEY, RadosgwServer, missing_programs
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+settings.register_profile("same", derandomize=True)
+settings.register_profile("other")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+"""The same examples every time; HYPOTHESIS_PROFILE=other looks for new ones."""
 
 
 def pytest_configure() -> None:

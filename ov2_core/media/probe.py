@@ -89,6 +89,8 @@ class VideoProbe:
             rotation_degrees=self.rotation_degrees,
             size_bytes=self.size_bytes,
             video_bytes=int(self.frame_bytes_T.sum()),
+            num_keyframes=int(self.keyframe_T.sum()),
+            num_discardable=int(self.discardable_T.sum()),
             flags=list(self.flags),
         )
 

@@ -27,6 +27,7 @@ from PIL import Image
 
 from ov2_core.config import TokenizerConfig
 from ov2_core.errors import BadItemError
+from ov2_core.images import encode_jpeg
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.tokenized import TokenizedVideo
 from schemas.record import Record
@@ -108,6 +109,9 @@ def check_tokenized(tokenized: TokenizedVideo) -> None:
     assert images.dtype == np.uint8, images.dtype
     assert images.ndim == 4, images.shape
     num_images, height, width, num_channels = images.shape
+    if tokenized.jpegs_N is not None:
+        assert num_images == 0, "pixels or files, not both"
+        num_images = len(tokenized.jpegs_N)
     assert num_channels == 3, images.shape
     assert min(num_images, height, width) > 0, images.shape
     assert height % (patch * m) == width % (patch * m) == 0, images.shape
@@ -137,7 +141,8 @@ def encode_sample(
 ) -> EncodedSample:
     """Members and record of one sample.
 
-    JPEG at config.jpeg_quality and config.jpeg_subsampling, positions as .npy version 1.0 int32 [P, 3], canonical JSON.
+    JPEG at config.jpeg_quality and config.jpeg_subsampling (`jpegs_N`, where they are there, were made by the same config),
+    positions as .npy version 1.0 int32 [P, 3], canonical JSON.
 
     Raises:
         ValueError: a key that a shard cannot hold.
@@ -145,7 +150,8 @@ def encode_sample(
     """
     _check_key(key)
     check_tokenized(tokenized)
-    num_images, height, width, _ = tokenized.images_NHW3.shape
+    num_images = tokenized.num_images
+    _, height, width, _ = tokenized.images_NHW3.shape
     image_keys = [f"img_{i:03d}.jpg" for i in range(num_images)]
     positions_keys = [f"patch_positions_{i:03d}.npy" for i in range(num_images)]
     still = tokenized.mode == "still"
@@ -187,8 +193,11 @@ def encode_sample(
         raise BadItemError(
             "invalid_text", f"{key}: its text cannot be written as UTF-8 ({error}); mend the row's text", stage="write"
         ) from error
+    images = tokenized.jpegs_N
+    if images is None:
+        images = tuple(encode_jpeg(image_HW3, config) for image_HW3 in tokenized.images_NHW3)
     members = [
-        *zip(image_keys, (_encode_jpeg(image_HW3, config) for image_HW3 in tokenized.images_NHW3), strict=True),
+        *zip(image_keys, images, strict=True),
         *zip(positions_keys, (_encode_npy(positions_P3) for positions_P3 in tokenized.positions_NP3), strict=True),
         ("json", text),
     ]
@@ -363,14 +372,6 @@ def _plain(value: Any) -> Any:
 def _check_key(key: str) -> None:
     if not KEY_PATTERN.fullmatch(key):
         raise ValueError(f"sample key {key!r} must match {KEY_PATTERN.pattern}: a reader cuts names at the first dot")
-
-
-def _encode_jpeg(image_HW3: npt.NDArray[np.uint8], config: TokenizerConfig) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image_HW3, "RGB").save(
-        out, format="JPEG", quality=config.jpeg_quality, subsampling=config.jpeg_subsampling, optimize=False
-    )
-    return out.getvalue()
 
 
 def _encode_npy(positions_P3: npt.NDArray[np.int32]) -> bytes:

@@ -11,6 +11,8 @@ from ov2_core.config import TokenizerConfig
 FRAMES_PER_WINDOW = 4
 """Readers attend over windows of this many frames."""
 TIME_EPSILON_SECONDS = 1e-6
+FEWEST_LOOKED_AT_PER_IMAGE = 2
+"""Frames are passed over only in groups that have this many left for each of their canvases."""
 MIN_AREA_PX = 56 * 56
 """Of a frame sized by `round_size`."""
 

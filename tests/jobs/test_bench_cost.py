@@ -8,7 +8,7 @@ import pytest
 from jobs import bench_cost
 from jobs.bench_cost import fit, main, measure, predicted, table_text
 from ov2_core.config import recipe
-from ov2_core.plan import COST_SECONDS, cost_terms, predict
+from ov2_core.prediction import COST_SECONDS, cost_terms, predict
 from schemas.video import ProbeRecord
 
 TRUTH = {"sample": 0.02, "mpx h264": 0.003, "image_mpx saliency": 0.05}

@@ -69,6 +69,30 @@ def test_plain_processes_write_what_the_pipeline_writes(
     assert spent["tree_cpu_seconds"] > 0
 
 
+def test_neighbours_are_compared_so_that_a_slow_minute_of_the_machine_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowness = iter([1, 1, 1, 3, 3, 3, 2, 1, 1, 1])  # of each run in turn
+    order = []
+
+    def run(kind: str, seconds: float) -> dict[str, float]:
+        order.append(kind)
+        wall = next(slowness) * seconds
+        return {"wall_seconds": wall, "tree_cpu_seconds": 2 * wall, "made_seconds": wall, "cpu_seconds": wall}
+
+    monkeypatch.setattr(scale_efficiency, "write_clips", lambda folder, *args, **options: folder / "manifest.jsonl")
+    monkeypatch.setattr(scale_efficiency, "plan_videos", lambda *args: None)
+    monkeypatch.setattr(scale_efficiency, "digests", lambda store: ["same"])
+    monkeypatch.setattr(scale_efficiency, "_by_workers", lambda *args: run("ours", 10.0))
+    monkeypatch.setattr(scale_efficiency, "_by_processes", lambda *args: run("bare", 9.0))
+    found = scale_efficiency.measure_efficiency(tmp_path, num_clips=1, clip_seconds=1.0, height_px=360, workers=2)
+    assert order[:6] == ["bare", "ours", "ours", "bare", "bare", "ours"]
+    assert found["efficiency"] == pytest.approx(0.9)
+    assert found["least_efficiency"] == pytest.approx(0.45)
+    assert found["most_efficiency"] == pytest.approx(2.7)
+    assert found["busy"] == found["bare_busy"] == 1.0
+
+
 def test_broken_limits_are_named_and_set_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +124,9 @@ def test_every_part_has_words_and_limits() -> None:
         "efficiency": 0.93,
         "busy": 0.94,
         "bare_busy": 1.0,
-        "cpu_efficiency": 1,
+        "repeats": 5,
+        "least_efficiency": 0.9,
+        "most_efficiency": 1.1,
     }
     found = {
         "plan": {**plan, "tree_peak_mib": 1},
@@ -109,6 +135,7 @@ def test_every_part_has_words_and_limits() -> None:
         "overhead": {"rows": 1, "driver_ms_per_video": 1},
         "efficiency": efficiency,
         "short-clips": efficiency,
+        "small-clips": efficiency,
     }
     text = table_text({part: {**one, **machine} for part, one in found.items()})
     assert len(text.splitlines()) == 2 + len(bench_scale.PARTS) + 2

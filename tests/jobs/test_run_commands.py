@@ -58,6 +58,7 @@ def test_status_from_outside_while_the_run_is_at_work(
     clip_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.observe.SIGN_SECONDS", 0.0)
+    monkeypatch.setattr("pipelines.shard_feed.LAST_BATCH_SECONDS", 0.0)  # a row a call
     seen = []
 
     def look(row: PlannedRow, config: RunConfig) -> SampleOutcome:

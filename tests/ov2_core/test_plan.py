@@ -15,12 +15,11 @@ from ov2_core.plan import (
     iter_plan_shards,
     load_plan,
     planned_text,
-    predict,
     remove_plan,
     remove_stray_plan_files,
-    size_in_blocks,
     stray_plan_files,
 )
+from ov2_core.prediction import predict, size_in_blocks
 from ov2_core.storage.files import Store
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 from schemas.video import ManifestRow, ProbeRecord, SourceIdentity

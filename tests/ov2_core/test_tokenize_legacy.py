@@ -12,7 +12,7 @@ from ov2_core.errors import BadItemError
 from ov2_core.evals.clips import read_canary, write_canary_clip, write_clip
 from ov2_core.evals.odd_clips import write_odd_clip
 from ov2_core.media.probe import probe_video
-from ov2_core.plan import predict
+from ov2_core.prediction import predict
 from ov2_core.storage.files import Store
 from ov2_core.tokenize_stream import tokenize_stream
 from ov2_core.tokenize_video import tokenize_video

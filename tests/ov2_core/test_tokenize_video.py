@@ -10,6 +10,7 @@ from ov2_core.config import GroupConfig, TokenizerConfig, recipe
 from ov2_core.errors import BadItemError
 from ov2_core.evals.clips import read_canary, write_canary_clip, write_rope_clip
 from ov2_core.evals.odd_clips import ODDITIES, write_odd_clip
+from ov2_core.images import encode_jpeg
 from ov2_core.media.probe import probe_video
 from ov2_core.media.reference import discardable_test
 from ov2_core.tokenize_video import tokenize_image, tokenize_video
@@ -99,6 +100,23 @@ def test_tokenize_is_deterministic(tmp_path, recipe_name):
     assert (one.images_NHW3 == two.images_NHW3).all()
     assert (one.positions_NP3 == two.positions_NP3).all()
     assert one.groups == two.groups
+
+
+@pytest.mark.parametrize("clip", ["rope", "truncated_ts"])
+@pytest.mark.parametrize("recipe_name", RECIPES)
+def test_files_made_on_the_way_are_those_of_the_pixels(tmp_path, recipe_name, clip):
+    if clip == "rope":
+        path = tmp_path / "rope.mp4"
+        write_rope_clip(path, seed=3, seconds=3.0)
+    else:
+        path = write_odd_clip(clip, tmp_path).path
+    config = recipe(recipe_name).tokenizer
+    pixels, files = tokenize_video(path, config), tokenize_video(path, config, as_jpeg=True)
+    assert files.images_NHW3.shape == (0, *pixels.images_NHW3.shape[1:])
+    assert list(files.jpegs_N) == [encode_jpeg(image, config) for image in pixels.images_NHW3]
+    assert (files.positions_NP3 == pixels.positions_NP3).all()
+    assert (files.groups, files.flags, files.num_tokens) == (pixels.groups, pixels.flags, pixels.num_tokens)
+    assert pixels.jpegs_N is None
 
 
 @pytest.mark.parametrize("recipe_name", RECIPES)

@@ -31,7 +31,7 @@ from ov2_core.storage.reader import ShardReader
 from pipelines.build_curriculum import ChunkFeed, CurriculumOptions, MeasureJob, SourceState, build_curriculum
 from pipelines.options import RunOptions
 from pipelines.progress import Counters
-from pipelines.scheduling import Verdict
+from pipelines.tasks import Verdict
 from pipelines.tokenize_videos import tokenize_videos
 from schemas.stage import StageRecord
 

@@ -39,7 +39,7 @@ from pipelines.extract_features import (
 )
 from pipelines.options import RunOptions
 from pipelines.progress import Counters
-from pipelines.scheduling import DeadlinePolicy, RunStoppedError, Verdict
+from pipelines.tasks import DeadlinePolicy, RunStoppedError, Verdict
 
 PROCESSES = multiprocessing.get_context("forkserver")  # pytest's own process has threads: no fork of it
 PROCESSES.set_forkserver_preload(["pipelines.extract_features", "ov2_core.features.reader", "ov2_core.storage.verify"])

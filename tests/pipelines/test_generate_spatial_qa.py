@@ -19,7 +19,7 @@ from ov2_core.storage.files import Store
 from pipelines.generate_spatial_qa import SceneFeed, SpatialJob, TrialPassed, _Totals, generate_spatial_qa
 from pipelines.options import RunOptions
 from pipelines.progress import Counters
-from pipelines.scheduling import Verdict
+from pipelines.tasks import Verdict
 
 INLINE = RunOptions(workers=0, progress="off")
 RECIPE = SpatialRecipe(questions_per_type=3, scenes_per_shard=2)

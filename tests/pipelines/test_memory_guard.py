@@ -90,7 +90,8 @@ def test_own_and_sibling_memory_are_read_from_proc() -> None:
 @pytest.mark.ray
 def test_a_hog_is_charged_and_a_worker_told_to_stop_charges_nobody(local_ray: None, tmp_path: Path) -> None:
     from pipelines.runtime import RayExecutor
-    from pipelines.scheduling import DeadlinePolicy, Scheduler, Task, Verdict, drive
+    from pipelines.scheduling import Scheduler, drive
+    from pipelines.tasks import DeadlinePolicy, Task, Verdict
 
     class Rogue:
         """A job whose tasks do what their payload says; see runtime.Job."""

@@ -10,7 +10,8 @@ from ov2_core.storage.files import Store
 from ov2_core.storage.invocations import load_invocations
 from pipelines.observe import GAUGES, gauge_values, observed
 from pipelines.progress import Counters
-from pipelines.scheduling import DeadlinePolicy, Scheduler, Task
+from pipelines.scheduling import Scheduler
+from pipelines.tasks import DeadlinePolicy, Task
 
 
 class NoFeed:
@@ -33,7 +34,7 @@ class NoFeed:
 def scheduler() -> Scheduler:
     """Two workers, one at work since 5 s ago, one starting."""
     found = Scheduler(NoFeed(), num_workers=2, deadlines=DeadlinePolicy(base_seconds=10, factor=3))
-    found.ready(0)
+    found.ready(0, 0.0)
     found.step(time.monotonic() - 5)
     return found
 

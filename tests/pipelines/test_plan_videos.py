@@ -13,7 +13,7 @@ from ov2_core.storage.files import Store
 from pipelines.options import RunOptions
 from pipelines.plan_videos import PlanFeed, ProbeJob, plan_videos
 from pipelines.progress import Counters
-from pipelines.scheduling import Verdict
+from pipelines.tasks import Verdict
 from schemas.shard import PlanRecord
 
 INLINE = RunOptions(workers=0, progress="off")

@@ -4,27 +4,22 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.scheduling import (
+    DIVIDE_AT_ONCE_SECONDS,
     GROW_SECONDS,
     MAX_TRANSIENT,
     QUEUE_BEHIND_SECONDS,
     STRAGGLER_SHARE,
-    DeadlinePolicy,
-    Done,
-    Event,
-    Failed,
-    Ready,
-    RunStoppedError,
     Scheduler,
-    Task,
-    Verdict,
     drive,
 )
+from pipelines.tasks import DeadlinePolicy, Done, Event, Failed, Ready, RunStoppedError, Task, Verdict
 
 Nature = Literal["good", "killer", "flaky", "hang", "slow_once", "hog", "hungry", "transient", "outage", "bug"]
 CONDEMNED = {
@@ -99,6 +94,11 @@ class FakeExecutor:
 
     def start(self, worker: int) -> None:
         self.workers[worker] = FakeWorker()
+
+    def stop(self, worker: int) -> None:
+        place = self.workers.pop(worker)
+        assert place.ready, "a worker is let go while it starts"
+        assert place.task is None, "a worker is let go at work"
 
     def submit(self, worker: int, task: Task) -> None:
         place = self.workers[worker]
@@ -198,6 +198,7 @@ def run(
     num_workers=5,
     window=5,
     seed=310,
+    release_seconds=60.0,
 )
 @settings(max_examples=300, deadline=None)
 @given(
@@ -223,11 +224,13 @@ def run(
     num_workers=st.integers(1, 5),
     window=st.integers(1, 8),
     seed=st.integers(0, 1000),
+    release_seconds=st.sampled_from([0.0, 2.0, 60.0]),
 )
 def test_every_task_ends_once_and_only_the_guilty_are_condemned(
-    natures: list[str], num_workers: int, window: int, seed: int
+    natures: list[str], num_workers: int, window: int, seed: int, release_seconds: float
 ) -> None:
-    feed, _ = run(natures, num_workers=num_workers, seed=seed, window=window)
+    with patch("pipelines.scheduling.RELEASE_SECONDS", release_seconds):
+        feed, _ = run(natures, num_workers=num_workers, seed=seed, window=window)
     names = {f"{i}-{nature}": nature for i, nature in enumerate(natures)}
     assert feed.ends == Counter(dict.fromkeys(names, 1))
     condemned = {name: verdict.reason for name, verdict in feed.verdicts.items()}
@@ -293,12 +296,12 @@ def test_lost_node_is_nobodys_fault() -> None:
     scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
     for _ in range(5):
         scheduler.step(0.0)
-        scheduler.ready(0)
+        scheduler.ready(0, 0.0)
         (_, task) = scheduler.step(0.0).submit[0]
         assert task.lane == "fresh"
         scheduler.failed(0, "node_lost", "gone", 0.0, alive=False)
     scheduler.step(0.0)
-    scheduler.ready(0)
+    scheduler.ready(0, 0.0)
     scheduler.step(0.0)
     scheduler.done(0, "fine", None, 0.0)
     assert feed.results == {"a": "fine"}
@@ -331,17 +334,39 @@ def test_worker_number_must_be_positive() -> None:
 
 def test_divisible_task_goes_back_to_its_feed_after_one_solo_death() -> None:
     """What holds several items is retried solo, in case a neighbour killed it, and never quiet: its items are tried instead."""
-    feed = ListFeed([Task("many", None, 1.0, divisible=True)])
+    feed = ListFeed([Task("many", None, DIVIDE_AT_ONCE_SECONDS + 1, divisible=True)])
     scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
     scheduler.step(0.0)
     for attempt in (1, 2):
-        scheduler.ready(0)
+        scheduler.ready(0, 0.0)
         while not scheduler.in_flight:
             for number in scheduler.step(0.0).start:
-                scheduler.ready(number)
+                scheduler.ready(number, 0.0)
         assert "many" not in feed.verdicts
         scheduler.failed(0, "worker_died", f"death {attempt}", 0.0, alive=False)
     assert feed.verdicts["many"] == Verdict("worker_died", "death 2", 2)
+
+
+@pytest.mark.parametrize("cause", ["worker_died", "out_of_memory", "deadline_exceeded", "internal_error"])
+def test_cheap_divisible_task_goes_back_to_its_feed_at_once(cause: Any) -> None:
+    """To try its items alone costs less than a fresh worker."""
+    feed = ListFeed([Task("many", None, DIVIDE_AT_ONCE_SECONDS, divisible=True)])
+    scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
+    scheduler.ready(0, 0.0)
+    scheduler.step(0.0)
+    scheduler.failed(0, cause, "once", 0.0, alive=False)
+    assert feed.verdicts["many"] == Verdict(cause, "once", 1)
+
+
+@pytest.mark.parametrize("cause", ["node_lost", "told_to_stop", "transient_error"])
+def test_cheap_divisible_task_is_not_divided_by_a_setback(cause: Any) -> None:
+    feed = ListFeed([task := Task("many", None, 1.0, divisible=True)])
+    scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
+    scheduler.ready(0, 0.0)
+    scheduler.step(0.0)
+    scheduler.failed(0, cause, "its node is gone", 0.0, alive=True)
+    assert not feed.verdicts
+    assert scheduler.step(60.0).submit == [(0, task)]
 
 
 # Stragglers
@@ -353,7 +378,7 @@ def straggling(num_workers: int = 2, **of_task: Any) -> tuple[Scheduler, ListFee
     feed = ListFeed([task])
     scheduler = Scheduler(feed, num_workers=num_workers, deadlines=DEADLINES)
     for number in range(num_workers):
-        scheduler.ready(number)
+        scheduler.ready(number, 0.0)
     assert scheduler.step(0.0).submit == [(0, task)]
     return scheduler, feed, task
 
@@ -412,7 +437,7 @@ def test_worker_told_to_stop_charges_nobody() -> None:
         (number,) = [number for number, worker in enumerate(scheduler.workers) if worker.task is task]
         scheduler.failed(number, "told_to_stop", "The process receives a SIGTERM.", 1.0, alive=False)
         for started in scheduler.step(1.0).start:
-            scheduler.ready(started)
+            scheduler.ready(started, 0.0)
         scheduler.step(1.0)
     assert (task.failures, task.lane, task.setbacks) == (0, "fresh", 5)
     assert not feed.verdicts
@@ -429,7 +454,7 @@ def queued(cost_seconds: float = 1.0, **of_first: Any) -> tuple[Scheduler, ListF
     ]
     feed = ListFeed(tasks)
     scheduler = Scheduler(feed, num_workers=1, deadlines=DEADLINES)
-    scheduler.ready(0)
+    scheduler.ready(0, 0.0)
     return scheduler, feed, tasks
 
 
@@ -462,7 +487,7 @@ def test_what_waited_at_a_worker_that_died_goes_back_uncharged() -> None:
     scheduler.failed(0, "worker_died", "what waited fell with it", 1.0, alive=False)
     assert (second.lane, second.failures) == ("fresh", 0)
     assert scheduler.step(1.0).start == [0]
-    scheduler.ready(0)
+    scheduler.ready(0, 0.0)
     assert scheduler.step(2.0).submit == [(0, first)], "nothing waits behind a suspect"
     scheduler.done(0, None, None, 3.0)
     assert scheduler.step(3.0).submit == [(0, second), (0, third)]
@@ -484,7 +509,7 @@ def test_workers_drain_for_a_suspect() -> None:
     assert not scheduler.step(1.0), "the worker still has one, and gets no more"
     scheduler.done(0, None, None, 2.0)
     assert scheduler.step(2.0).start == [0], "used: the suspect wants a fresh one"
-    scheduler.ready(0)
+    scheduler.ready(0, 0.0)
     assert scheduler.step(3.0).submit == [(0, suspect)]
 
 

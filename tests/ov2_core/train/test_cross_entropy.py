@@ -43,7 +43,7 @@ def test_chunks_equal_full_logits_in_float32(num_rows, chunk_rows, seed):
     expected = torch.autograd.grad(want, (hidden, weight))
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == torch.float32
-        assert (ours - theirs).norm() <= 2e-6 * theirs.norm() + 1e-9
+        assert (ours - theirs).norm() <= 4e-6 * theirs.norm() + 1e-9
 
 
 def test_gradients_scale_with_what_stands_above():
