@@ -78,6 +78,7 @@ def install(extras: str) -> None:
         sys.exit(f"could not install {TORCH_PIN}; see pip's message above")
     if run([*pip, "-e", f"{ROOT}[{extras}]"]) != 0:
         sys.exit("could not install the project; see pip's message above")
+    run([str(BIN / "python"), "-m", "ov2_core.build_kernels"])
     stamp.write_text(digest)
 
 

@@ -324,10 +324,14 @@ def version_facts() -> dict[str, str]:
     """What a number depends on: libraries and commit."""
     import av
 
+    from ov2_core.kernel import load_library
+
     names = ("ov2-pipeline", "av", "numpy", "numba", "pillow")
     found = {name: importlib.metadata.version(name) for name in names}
     libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
-    return {"python": platform.python_version(), **found, "libavcodec": libavcodec, "commit": _commit()}
+    kernels = "by numba" if load_library() is None else "built ahead"
+    facts = {"python": platform.python_version(), **found, "libavcodec": libavcodec, "kernels": kernels}
+    return {**facts, "commit": _commit()}
 
 
 def _commit() -> str:

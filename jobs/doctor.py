@@ -110,6 +110,8 @@ def _kernels() -> list[Check]:
     import numpy as np
     from numba import njit
 
+    from ov2_core.build_kernels import REMEDY, existing, missing
+
     @njit  # type: ignore[misc, untyped-decorator, unused-ignore]
     def total(values: "np.ndarray") -> float:  # type: ignore[type-arg]
         result = 0.0
@@ -119,7 +121,16 @@ def _kernels() -> list[Check]:
 
     if total(np.arange(4.0)) != 6.0:
         return [Check("FAIL", "compiled kernels", "numba gives a wrong sum")]
-    return [Check("ok", "compiled kernels", "numba compiles")]
+    built, lacking = existing(), missing()
+    if built is not None:
+        ahead = Check("ok", "built kernels", str(built))
+    elif lacking is None:
+        ahead = Check(
+            "warn", "built kernels", "none yet; the first worker builds them, or: python -m ov2_core.build_kernels"
+        )
+    else:
+        ahead = Check("warn", "built kernels", f"{lacking}: {REMEDY}")
+    return [Check("ok", "compiled kernels", "numba compiles"), ahead]
 
 
 def _machine() -> list[Check]:

@@ -9,6 +9,7 @@ A gap in time, a new clock and a new size of the picture end the group at hand. 
 new clock it goes on one frame after the last frame. Where the source ends, what is pending becomes the last group.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from ov2_core.canvas_layout import CanvasLayout, pack_group
 from ov2_core.config import Policy, StreamConfig, TokenizerConfig
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
-from ov2_core.media.decode import DecodeStats, frames_collected, motion_vectors
+from ov2_core.media.decode import DecodeStats, collect_frames, frames_collected, motion_vectors
 from ov2_core.media.live import AnchorQueue, LiveFrame, LiveStatus, live_frames, open_live
 from ov2_core.media.probe import shown_size
 from ov2_core.media.timeline import fit_timeline
@@ -197,30 +198,33 @@ def _groups(
     account = StreamAccount(config=config, stream=stream_config)
     clock = _Clock(stream_config, stats)
     stretch: _Stretch | None = None
-    with open_live(source, timeout_seconds=timeout_seconds, options=options) as (container, stream):
+    with frames_collected(), open_live(source, timeout_seconds=timeout_seconds, options=options) as (container, stream):
         frames = live_frames(container, stream, stats=stats.decoding, status=stats.status)
-        with frames_collected() as collect:
-            for live in frames:
-                when = clock.read(live)
-                if when is None:
-                    continue
-                seconds, broken = when
-                if max_seconds is not None and seconds >= max_seconds:
-                    stats.status.ended = "end"
-                    break
-                shape = (live.frame.width, live.frame.height, round(live.frame.rotation / 90) * 90 % 360)
-                new_size = stretch is not None and stretch.shape != shape
-                if stretch is None or broken or new_size:
-                    stats.new_sizes += new_size
-                    if stretch is not None:
-                        yield from stretch.finish()
-                    kept = None if stretch is None or new_size else stretch.fps
-                    number = 0 if stretch is None else stretch.number + 1
-                    stretch = _Stretch(shape, stream, account, stats, seconds, number=number, fps=kept)
-                groups = stretch.push(live, seconds)
-                del live
-                collect()
-                yield from groups
+        settled = False
+        for count, live in enumerate(frames):
+            when = clock.read(live)
+            if when is None:
+                continue
+            seconds, broken = when
+            if max_seconds is not None and seconds >= max_seconds:
+                stats.status.ended = "end"
+                break
+            shape = (live.frame.width, live.frame.height, round(live.frame.rotation / 90) * 90 % 360)
+            new_size = stretch is not None and stretch.shape != shape
+            if stretch is None or broken or new_size:
+                stats.new_sizes += new_size
+                if stretch is not None:
+                    yield from stretch.finish()
+                kept = None if stretch is None or new_size else stretch.fps
+                number = 0 if stretch is None else stretch.number + 1
+                stretch = _Stretch(shape, stream, account, stats, seconds, number=number, fps=kept)
+            groups = stretch.push(live, seconds)
+            del live
+            collect_frames(count)
+            if groups and not settled:  # all kernels were called; what numba compiled for them is long-lived as well
+                settled = True
+                gc.freeze()
+            yield from groups
         if stretch is None:
             status = stats.status
             how = f"; the source {status.ended}: {status.message}" if status.ended in ("stalled", "failed") else ""

@@ -20,7 +20,7 @@ from ov2_core.errors import BadItemError
 from ov2_core.images import Images, new_images
 from ov2_core.media.bit_cost import bit_cost_reader
 from ov2_core.media.container import Source
-from ov2_core.media.decode import DecodeStats, decode_frames, frames_collected, motion_vectors
+from ov2_core.media.decode import DecodeStats, collect_frames, decode_frames, frames_collected, motion_vectors
 from ov2_core.media.frame_folder import FrameFolder, load_frame, probe_frames, require_uniform
 from ov2_core.media.hardware import require_decoder
 from ov2_core.media.image import load_image
@@ -74,12 +74,13 @@ def tokenize_video(
     require_readers(config)
     clock = _Clock()
     limit = config.max_source_px
-    if config.mode == "codec" and start_seconds is None and end_seconds is None:
-        kept = KeptPackets(export_vectors=config.reads_vectors, loop_filter=config.loop_filter)
-        with probed_and_kept(source, kept, max_source_px=limit, decoder=config.decoder) as probe:
-            return _tokenize(source, probe, config, clock, kept, as_jpeg=as_jpeg)
-    probe = probe_video(source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=limit)
-    return _tokenize(source, probe, config, clock, None, as_jpeg=as_jpeg)
+    with frames_collected():
+        if config.mode == "codec" and start_seconds is None and end_seconds is None:
+            kept = KeptPackets(export_vectors=config.reads_vectors, loop_filter=config.loop_filter)
+            with probed_and_kept(source, kept, max_source_px=limit, decoder=config.decoder) as probe:
+                return _tokenize(source, probe, config, clock, kept, as_jpeg=as_jpeg)
+        probe = probe_video(source, start_seconds=start_seconds, end_seconds=end_seconds, max_source_px=limit)
+        return _tokenize(source, probe, config, clock, None, as_jpeg=as_jpeg)
 
 
 def require_readers(config: TokenizerConfig) -> None:
@@ -362,34 +363,33 @@ def _signalled_frames(
         config=config,
     )
     cells = layout.cells(probe.rotation_degrees)
-    with frames_collected() as collect:
-        frames = decode_frames(
-            source,
-            probe,
-            stats=stats,
-            wanted=shown.tolist(),
-            seek=False,
-            export_vectors=config.reads_vectors,
-            loop_filter=config.loop_filter,
-            decoder=config.decoder,
-            kept=kept,
+    frames = decode_frames(
+        source,
+        probe,
+        stats=stats,
+        wanted=shown.tolist(),
+        seek=False,
+        export_vectors=config.reads_vectors,
+        loop_filter=config.loop_filter,
+        decoder=config.decoder,
+        kept=kept,
+    )
+    previous = -1
+    for number, (index, frame) in enumerate(frames):
+        clock.lap("decode")
+        back, ahead = probe.anchor_distance_T2[index].tolist()
+        vectors = motion_vectors(frame) if config.reads_vectors else None
+        look = scaler.look(frame)
+        signals = extractor.extract(
+            cells(*look.luma()), vectors=vectors, frames_back=back, frames_ahead=ahead, step=index - previous
         )
-        previous = -1
-        for index, frame in frames:
-            clock.lap("decode")
-            back, ahead = probe.anchor_distance_T2[index].tolist()
-            vectors = motion_vectors(frame) if config.reads_vectors else None
-            look = scaler.look(frame)
-            signals = extractor.extract(
-                cells(*look.luma()), vectors=vectors, frames_back=back, frames_ahead=ahead, step=index - previous
-            )
-            del vectors, frame
-            previous = index
-            clock.lap("signals")
-            yield index, signals, look
-            del look
-            if config.reads_vectors:
-                collect()
+        del vectors, frame
+        previous = index
+        clock.lap("signals")
+        yield index, signals, look
+        del look
+        if config.reads_vectors:
+            collect_frames(number)
 
 
 def _tokenize_uniform(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ov2_core import config as configs
+from ov2_core.build_kernels import ensure_built
 from ov2_core.config import RunConfig
 from ov2_core.data.manifest import absolute_uri, manifest_digest
 from ov2_core.make_sample import SampleOutcome, TransientItemError, make_sample
@@ -212,8 +213,9 @@ class TokenizeJob:
     make: Make = make_sample
 
     def warm_up(self) -> None:
-        """The imports were enough; compiled kernels come from numba's cache or with the first video."""
+        """Besides imports: kernels are built on a node that has none (ov2_core/build_kernels.py)."""
         require_readers(self.config.tokenizer)
+        ensure_built()
 
     def run(self, payload: Rows | WriteTask) -> tuple[list[Outcome] | ShardWritten, list[Members] | None]:
         """Some videos, or one shard."""

@@ -17,9 +17,10 @@ Measured (2 cores): a million samples in about a second; see docs/benchmarks.md.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from ov2_core.kernel import kernel
 
 Lengths = npt.NDArray[np.int64]
 
@@ -173,7 +174,7 @@ def _check(lengths: Lengths, first_id: int, limit: int) -> None:
         )
 
 
-@numba.njit(cache=True)
+@kernel("int64[::1], int64, int64")
 def _best_fit(
     lengths: npt.NDArray[np.int64], limit: int, max_samples: int
 ) -> npt.NDArray[np.int64]:  # pragma: no cover - compiled

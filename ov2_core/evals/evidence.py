@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ov2_core.kernel import kernel
 from ov2_core.tokenized import TokenizedVideo
 
 EVENT_TOLERANCE_SECONDS = 0.1
@@ -403,4 +403,4 @@ def _ssim_loops(a: Any, b: Any, taps: Any) -> float:
     return float(total / ((height - size + 1) * (width - size + 1)))
 
 
-_ssim_kernel: Any = numba.njit(cache=True, fastmath=True)(_ssim_loops)
+_ssim_kernel: Any = kernel(fastmath=True)(_ssim_loops)

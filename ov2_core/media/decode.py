@@ -7,7 +7,7 @@ buffers back at once works in warm memory (docs/LOG.md).
 
 import gc
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,28 +30,25 @@ COLLECT_EVERY_FRAMES = 4
 
 
 @contextmanager
-def frames_collected() -> Iterator[Callable[[], None]]:
-    """Yields a function to call once a frame whose side data is read.
+def frames_collected() -> Iterator[None]:
+    """Around all that has to do with one clip's frames, if their side data is read; within it `collect_frames`.
 
     PyAV ties a frame and its side data into a reference cycle, and Python's collector, which counts objects and not bytes,
     lets hundreds of decoded frames pile up (400 MB at 720p). Objects older than this context are frozen meanwhile, so that a
     full collection every few frames costs microseconds.
     """
-    calls = 0
-
-    def collect() -> None:
-        nonlocal calls
-        calls += 1
-        if calls % COLLECT_EVERY_FRAMES == 0:
-            gc.collect()
-            if calls & (calls - 1) == 0:  # kernels that were compiled or loaded since then are long-lived as well
-                gc.freeze()
-
     gc.freeze()
     try:
-        yield collect
+        yield
     finally:
+        gc.collect()  # what is let go now is old from then on, and no collector would soon look at it
         gc.unfreeze()
+
+
+def collect_frames(number: int) -> None:
+    """To be called after each frame that is done with, and counted."""
+    if number % COLLECT_EVERY_FRAMES == 0:
+        gc.collect()
 
 
 @dataclass(slots=True)

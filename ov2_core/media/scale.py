@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import av
-import numba
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
+
+from ov2_core.kernel import kernel
 
 ONE = 256
 """Sum of a row's weights: with 8-bit values the sums fit in 16 bits, of which twice as many are added at a time."""
@@ -170,7 +171,10 @@ def row_weights(length: int, parts: int) -> _Table:
     return first, end - first, weights.astype(np.uint16)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel(
+    "uint8[:, ::1], int64[::1], int64[::1], uint16[:, ::1], uint8[:, ::1]",
+    "uint8[:, :], int64[::1], int64[::1], uint16[:, ::1], uint8[:, :]",
+)
 def _average_rows(source, first, count, weights, target):  # type: ignore[no-untyped-def]
     total = np.empty(source.shape[1], np.uint16)
     for r in range(target.shape[0]):

@@ -6,9 +6,10 @@ makes them, and averaging takes most of the noise with it.
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from ov2_core.kernel import kernel
 
 CELLS = 7
 """A block's cells a side."""
@@ -50,7 +51,11 @@ def _edges(length_px: int, parts: int) -> npt.NDArray[np.int64]:
     return np.stack([low, high], axis=1)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel(
+    "uint8[:, ::1], int64[:, ::1], int64[:, ::1], float32, float32[:, ::1]",
+    "uint8[:, :], int64[:, ::1], int64[:, ::1], float32, float32[:, ::1]",
+    "uint16[:, :], int64[:, ::1], int64[:, ::1], float32, float32[:, ::1]",
+)
 def _means(luma, row_edges, column_edges, scale, cells):  # type: ignore[no-untyped-def]
     width = luma.shape[1]
     total = np.empty(width, np.int32)

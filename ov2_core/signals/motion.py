@@ -8,10 +8,10 @@ the previous one is assumed, and the vector is divided by the distance to it. B 
 distance ahead, averaged (TOKENIZER.md, "Signals from stock PyAV").
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.kernel import kernel
 from ov2_core.signals.cells import CELLS
 from ov2_core.signals.residual import moved_difference
 
@@ -52,7 +52,9 @@ def rasterise_vectors(
     return tiles
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel(
+    "float32[:, :, ::1], int32[:], uint8[:], uint8[:], int16[:], int16[:], int32[:], int32[:], uint16[:], float32, float32",
+)
 def _rasterise(tiles, source, w, h, dst_x, dst_y, motion_x, motion_y, motion_scale, back, ahead):  # type: ignore[no-untyped-def]
     height, width = tiles.shape[0], tiles.shape[1]
     for i in range(source.shape[0]):
@@ -92,7 +94,7 @@ class TilesToBlocks:
         return offset, intra
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel("float32[:, :, ::1], float32[:, ::1], float32[:, ::1], float32[::1], float32[:, :, ::1], float32[:, ::1]")
 def _average(tiles, down, across, scale, offset, intra):  # type: ignore[no-untyped-def]
     rows, columns = intra.shape
     first_y, end_y = _spans(down)
@@ -113,7 +115,7 @@ def _average(tiles, down, across, scale, offset, intra):  # type: ignore[no-unty
             offset[r, c, 1] = sum_x / max(weight, np.float32(1e-6)) * scale[1]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _spans(overlap):  # type: ignore[no-untyped-def]
     """First and one past the last tile that each part has a share of."""
     first = np.zeros(overlap.shape[0], np.int64)
@@ -156,7 +158,7 @@ def subtract_camera(offset_HW2: npt.NDArray[np.float32], intra_HW: npt.NDArray[n
     return magnitude
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel("float32[:, ::1], float32[::1], float32[::1]")
 def _magnitude(offset, intra, magnitude):  # type: ignore[no-untyped-def]
     known = np.flatnonzero(intra < 0.5)
     if len(known) == 0:
@@ -188,7 +190,7 @@ def match_blocks(
     return result
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _difference(current, previous, top, left, dy, dx, limit):  # type: ignore[no-untyped-def]
     """Sum of absolute differences of a block, edges clamped; `limit` once it reaches that."""
     height, width = current.shape
@@ -208,14 +210,14 @@ def _difference(current, previous, top, left, dy, dx, limit):  # type: ignore[no
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _vertex(before, at, after):  # type: ignore[no-untyped-def]
     """Where two lines of opposite slope through three differences at -1, 0 and 1 meet."""
     rise = max(before, after) - at
     return np.float32(0) if rise <= 0 else np.float32(0.5) * (before - after) / rise
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel("float32[:, ::1], float32[:, ::1], int32[:, :, ::1], int32[:, :, ::1], float32[:, :, ::1]")
 def _match(current, previous, hint, whole, result):  # type: ignore[no-untyped-def]
     rows, columns = result.shape[0], result.shape[1]
     good_enough = np.float32(GOOD_ENOUGH * CELLS * CELLS)

@@ -6,10 +6,10 @@ by the block's offset with bilinear interpolation. Mean absolute difference in g
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.kernel import kernel
 from ov2_core.signals.cells import CELLS
 
 
@@ -27,7 +27,7 @@ def compensated_residual(
     return result
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def moved_difference(current, previous, top, left, dy, dx):  # type: ignore[no-untyped-def]
     """Sum of absolute differences of the block at (top, left) to the earlier cells at (dy, dx) from there."""
     height, width = current.shape
@@ -53,7 +53,7 @@ def moved_difference(current, previous, top, left, dy, dx):  # type: ignore[no-u
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel("float32[:, ::1], float32[:, ::1], float32[:, :, ::1], float32[:, ::1]")
 def _residual(current, previous, offset, result):  # type: ignore[no-untyped-def]
     for row in range(result.shape[0]):
         for column in range(result.shape[1]):

@@ -12,10 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.kernel import kernel
 from ov2_core.spatial.formats import LETTERS
 from schemas.spatial import SpatialQuestion
 
@@ -149,7 +149,7 @@ def _ranks(values: Sequence[float]) -> list[int]:
     return [int(rank) for rank in order]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def fit(
     features: Ints, starts: Ints, owners: Ints, answers: Ints, weights: npt.NDArray[np.float64], epochs: int
 ) -> None:
@@ -170,7 +170,7 @@ def fit(
                     weights[features[f]] += step
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def correct(features: Ints, starts: Ints, owners: Ints, answers: Ints, weights: npt.NDArray[np.float64]) -> int:
     """Questions whose right choice has the highest score."""
     count = 0

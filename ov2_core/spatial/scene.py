@@ -9,12 +9,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
 from ov2_core.errors import BadItemError
+from ov2_core.kernel import kernel
 from ov2_core.spatial.geometry import box_corners, invert_rigid, project, transform
 from schemas.shard import QuarantineReason
 from schemas.spatial import SceneObject, SceneRecord
@@ -290,7 +290,7 @@ class Scene:
         return [None] * self.num_frames
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def extent(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Least and greatest value [H, W] of the 5 x 5 pixels around each; the border keeps what it sees."""
     height, width = image.shape

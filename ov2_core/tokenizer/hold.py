@@ -20,9 +20,10 @@ Shapes: B blocks, K candidates (0 is the I-canvas), F features.
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from ov2_core.kernel import kernel
 
 BISECTION_STEPS = 32
 BRACKET_FACTOR = 16.0
@@ -83,7 +84,7 @@ def hold_costs(
     return HoldCosts(cost_BKK, np.asarray(frames_K, np.float64))
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel("float32[:, :, ::1], float32[:, :, ::1], float32[:, ::1]", fastmath=True)
 def _centred(feature, mean_feature, square):  # type: ignore[no-untyped-def]
     """Features without their block's mean, of which products lose less to rounding, and what SSIM wants to know of them.
 
@@ -117,7 +118,7 @@ def _centred(feature, mean_feature, square):  # type: ignore[no-untyped-def]
     return held, shown, moments, level
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel("float32[:, :, ::1], float32[:, :, ::1], float32[::1], float32[::1], int64", fastmath=True)
 def _if_never_renewed(cross, moments, level, frames, features):  # type: ignore[no-untyped-def]
     """Squared error and lost structure of the whole group if nothing but candidate 0 is shown."""
     error, torn = np.empty(len(frames), np.float32), np.empty(len(frames), np.float32)
@@ -129,7 +130,10 @@ def _if_never_renewed(cross, moments, level, frames, features):  # type: ignore[
     return all_error, all_torn
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel(
+    "float32[:, :, ::1], float32[:, :, ::1], float32[::1], float32[::1], int64, float64, float64, float32[:, :, ::1]",
+    fastmath=True,
+)
 def _accumulate(cross, moments, level, frames, features, share, weight, cost):  # type: ignore[no-untyped-def]
     error, torn = np.empty(len(frames), np.float32), np.empty(len(frames), np.float32)
     share, weight = np.float32(share), np.float32(weight)
@@ -142,7 +146,7 @@ def _accumulate(cross, moments, level, frames, features, share, weight, cost):  
                 cost[b, s, k + 1] = total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel(fastmath=True)
 def _compare(cross, moments, level, frames, features, s, error, torn):  # type: ignore[no-untyped-def]
     """What holding candidate s does to a block of the frames of each candidate k >= s: squared error, and 1 - SSIM^2."""
     c1, c2, zero, one, two = np.float32(C1), np.float32(C2), np.float32(0), np.float32(1), np.float32(2)
@@ -217,7 +221,7 @@ def tiled(costs: HoldCosts, *, columns: int, side: int) -> HoldCosts:
     return HoldCosts(cost_BKK, costs.frames_K)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel("float32[:, :, ::1], b1[:, ::1], float64, b1[:, ::1]")
 def _solve(cost, forced, price, chosen):  # type: ignore[no-untyped-def]
     """Cheapest chain of every block at this price; returns the number of updates. Ties prefer the longer hold.
 
@@ -255,7 +259,7 @@ def _solve(cost, forced, price, chosen):  # type: ignore[no-untyped-def]
     return used
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _best_insertion(cost, frames, chosen, b):  # type: ignore[no-untyped-def]
     """(gain, candidate) of the best further update of one block; between equals, the one that halves the longest hold."""
     candidates = chosen.shape[1]
@@ -279,7 +283,7 @@ def _best_insertion(cost, frames, chosen, b):  # type: ignore[no-untyped-def]
     return gain, arg
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel("float32[:, :, ::1], float64[::1], b1[:, ::1], int64")
 def _fill(cost, frames, chosen, budget):  # type: ignore[no-untyped-def]
     blocks = chosen.shape[0]
     left = int(budget - chosen.sum())

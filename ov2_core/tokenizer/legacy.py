@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from ov2_core.kernel import kernel
 
 GROUP_FRAMES = 32
 """Sampled frames of a group, where the clip has them: the tool's default."""
@@ -107,7 +108,7 @@ def is_blank(image_HW3: npt.NDArray[np.uint8]) -> bool:
     return bool(green > 120 and green - max(red, blue) > 80 and deviations[1] < 50)
 
 
-@njit(cache=True)
+@kernel("uint8[:, ::1]")
 def _statistics(
     pixels_N3: npt.NDArray[np.uint8],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], int]:

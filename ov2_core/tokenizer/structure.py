@@ -9,10 +9,10 @@ cells average away the fine grain in which what is old differs first. Source of 
 Shapes: K candidates, B blocks row-major, F = 49 cells of a block.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.kernel import kernel
 from ov2_core.signals.cells import CELLS
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -37,7 +37,7 @@ def held_structure(
     return float(_structure(feature_KBF.reshape(len(feature_KBF), rows, columns, CELLS, CELLS), frames_K, chosen_BK))
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@kernel("float32[:, :, :, :, ::1], float64[::1], b1[:, ::1]", fastmath=True)
 def _structure(cells, frames, chosen):  # type: ignore[no-untyped-def]
     candidates, rows, columns = cells.shape[:3]
     height, width = rows * CELLS, columns * CELLS

@@ -171,7 +171,7 @@ def test_scripts_pass_bash_n(path: Path, tmp_path: Path) -> None:
 
 def test_dockerfile_has_both_targets_and_copies_what_the_package_needs() -> None:
     text = (INFRA / "docker/Dockerfile").read_text()
-    assert re.findall(r"^FROM \S+ AS (\w+)$", text, re.M) == ["base", "cpu", "gpu"]
+    assert re.findall(r"^FROM \S+ AS (\w+)$", text, re.M) == ["base", "kernels", "cpu", "gpu"]
     pins = dict(line.split("==") for line in (INFRA / "constraints.txt").read_text().splitlines() if "==" in line)
     assert f"torch=={pins['torch']}" in text
     sent = {

@@ -21,10 +21,12 @@ FORBIDDEN_CALLS = {
 }
 SAFE_OPTIONS = {"trust_remote_code": "False", "allow_pickle": "False", "shell": "False", "weights_only": "True"}
 ALLOWED = {
+    "ov2_core/build_kernels.py": {"exec"},
     "pipelines/runtime.py": {"cloudpickle", "pickle", "pickle.loads", "cloudpickle.dumps", "pickle.PicklingError"},
     "ov2_core/train/checkpoint_reader.py": {"pickle", "pickle.Unpickler", "pickle.UnpicklingError"},
 }
-"""The job that a driver sends its own workers, as Ray sends everything; and an Unpickler that lets a list of classes in."""
+"""A function with the argument names of a kernel of ours; the job that a driver sends its own workers, as Ray sends
+everything; and an Unpickler that lets a list of classes in."""
 
 
 def dotted(node: ast.expr) -> str:
@@ -53,7 +55,7 @@ def findings(text: str, *, name: str = "x.py") -> Iterator[str]:
             continue
         called = dotted(node.func)
         options = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg in SAFE_OPTIONS}
-        if called in FORBIDDEN_CALLS:
+        if called in FORBIDDEN_CALLS - ALLOWED.get(name, set()):
             yield f"{where}: calls {called}"
         if called.endswith("torch.load") and options.get("weights_only") != "True":
             yield f"{where}: torch.load without weights_only=True"

@@ -8,10 +8,10 @@ import re
 from functools import cached_property
 from itertools import product
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.kernel import kernel
 from ov2_core.spatial.scene import Scene, stable_order
 
 F32 = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ MAX_POINTS = 240
 """Of an object in a frame."""
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def nearest(points_3N: F64, point: F64) -> tuple[int, float]:
     """(place, squared distance) of the point nearest to another, of all; -1 where all are NaN. First of equals."""
     best, least = -1, np.inf
@@ -36,7 +36,7 @@ def nearest(points_3N: F64, point: F64) -> tuple[int, float]:
     return best, least
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def stands_nearer(places_N2: F64, cloud: F64, gap: float) -> bool:
     """Whether some point of a cloud [M, 2 or more] lies nearer than the gap to one of some places, seen from above."""
     for k in range(len(cloud)):
@@ -47,7 +47,7 @@ def stands_nearer(places_N2: F64, cloud: F64, gap: float) -> bool:
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _world_3N(depth_HW: F32, eye: F64, ray_33: F64) -> F64:
     """[3, H x W]: eye + depth x (ray through each pixel's centre); NaN where the depth is not above 0."""
     height, width = depth_HW.shape

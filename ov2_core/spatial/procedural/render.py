@@ -5,23 +5,24 @@ Enters: solids as arrays (S of them, yaw alone), a camera. Leaves: depth float32
 projection lies.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from ov2_core.kernel import kernel
 
 F64 = npt.NDArray[np.float64]
 BOX, CYLINDER = 0, 1
 _NEAR_M = 0.05
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _hash(a: int, b: int, c: int) -> float:
     n = (a * 73856093) ^ (b * 19349663) ^ (c * 83492791)
     n = (n ^ (n >> 13)) & 0x7FFFFFFF
     return ((n * 1103515245 + 12345) & 0x7FFFFFFF) / 2147483648.0
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _pattern(kind: int, a: float, b: float, scale: float) -> float:
     """Brightness 0.6..1.1 of a surface at (a, b) metres."""
     ia, ib = int(np.floor(a / scale)), int(np.floor(b / scale))
@@ -34,11 +35,11 @@ def _pattern(kind: int, a: float, b: float, scale: float) -> float:
         base = 0.82 + 0.24 * _hash(shifted, ib, 7)
     else:
         base = 0.96
-    grain = _hash(int(np.floor(a / 0.02)), int(np.floor(b / 0.02)), kind + 11)
+    grain: float = _hash(int(np.floor(a / 0.02)), int(np.floor(b / 0.02)), kind + 11)
     return base * (0.94 + 0.12 * grain)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def render(
     intrinsics: F64,
     rotation: F64,
@@ -103,7 +104,7 @@ def render(
     return depth, mask, rgb
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _draw_solid(  # type: ignore[no-untyped-def]
     fx, fy, cx, cy, rotation, eye, kind, center, half, yaw, color, texture, number, depth, mask, bright, tint
 ):
@@ -157,7 +158,7 @@ def _draw_solid(  # type: ignore[no-untyped-def]
                 tint[v, u, c] = color[c]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _hit_box(ox, oy, oz, dx, dy, dz, half):  # type: ignore[no-untyped-def]
     """(distance along the ray to the front of the box, axis of the face); infinite for a miss."""
     near, far, axis = -np.inf, np.inf, 0
@@ -179,7 +180,7 @@ def _hit_box(ox, oy, oz, dx, dy, dz, half):  # type: ignore[no-untyped-def]
     return near, axis
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _hit_cylinder(ox, oy, oz, dx, dy, dz, half):  # type: ignore[no-untyped-def]
     """As _hit_box; radius half[0], upright; axis 2 for a cap, 3 for the side."""
     best, axis = np.inf, 3

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ov2_core.kernel import kernel
 from ov2_core.spatial.task import Draft, TaskContext, point_text
 
 Places = npt.NDArray[np.int64]
@@ -19,7 +19,7 @@ TEMPLATES = (
 MAX_APART = 60
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _close_by(places: Places, width: int, own: int, start: int, near: float) -> tuple[Places, Places]:
     """Indices of flat places within `near` pixels of `own`: those of less change of height from `start` than own's, the others."""
     row, column, start_row = own // width, own % width, start // width
