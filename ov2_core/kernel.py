@@ -1,7 +1,7 @@
 """Kernels: loops that are machine code, built ahead of time where that was done, else compiled by numba when they are called.
 
-Numba and LLVM take about 125 MiB and two seconds of a process before the first frame is looked at, even if all code is in
-numba's cache. A worker needs neither: `python -m ov2_core.build_kernels` compiles the kernels that have signatures into one
+Numba and LLVM take about 125 MiB and a third of a second of a process before the first frame is looked at, even if all code
+is in numba's cache. A worker needs neither: `python -m ov2_core.build_kernels` compiles the kernels that have signatures into one
 extension module (numba.pycc), and a call goes there if its arrays are of the types that were built. Anything else is compiled
 as before.
 
