@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ov2_core.config import TokenizerConfig
-from ov2_core.tokenizer.frames import FEWEST_LOOKED_AT_PER_IMAGE, round_size
+from ov2_core.tokenizer.frames import FEWEST_LOOKED_AT_PER_IMAGE, SHORTER_STEP, round_size
 from schemas.video import ProbeRecord
 
 COST_SECONDS = {
@@ -108,16 +108,19 @@ def _frames_of_uniform(probe: ProbeRecord, config: TokenizerConfig, num_images: 
 def _frames_of_codec(probe: ProbeRecord, config: TokenizerConfig, num_images: int) -> tuple[float, float]:
     """(decoded, looked at) frames, by the rule of frames.frames_to_look_at on a clip whose frames that others need come evenly."""
     total = float(probe.num_frames)
-    step = max(1.0, math.floor(config.max_step_seconds * total / max(probe.duration_seconds, 1e-9) + 1e-6))
     needed = max(1.0, total - (probe.num_discardable or 0))
     spacing = total / needed
-    if spacing <= step:
-        decoded, looked_at = needed, total / (spacing * math.floor(step / spacing + 1e-6))
-    else:  # each that others need, and as many before it as fill the gap
-        decoded = looked_at = needed * math.ceil(spacing / step - 1e-6)
-    if looked_at < FEWEST_LOOKED_AT_PER_IMAGE * num_images:  # such groups are looked at whole
-        return total, total
-    return min(decoded, total), looked_at
+    step_frames = config.max_step_seconds * total / max(probe.duration_seconds, 1e-9)
+    while step_frames > 1:
+        step = math.floor(step_frames + 1e-6)
+        if spacing <= step:
+            decoded, looked_at = needed, total / (spacing * math.floor(step / spacing + 1e-6))
+        else:  # each that others need, and as many before it as fill the gap
+            decoded = looked_at = needed * math.ceil(spacing / step - 1e-6)
+        if looked_at >= FEWEST_LOOKED_AT_PER_IMAGE * num_images:
+            return min(decoded, total), looked_at
+        step_frames *= SHORTER_STEP
+    return total, total
 
 
 def predict_images(probe: ProbeRecord, config: TokenizerConfig) -> int:

@@ -12,7 +12,9 @@ FRAMES_PER_WINDOW = 4
 """Readers attend over windows of this many frames."""
 TIME_EPSILON_SECONDS = 1e-6
 FEWEST_LOOKED_AT_PER_IMAGE = 2
-"""Frames are passed over only in groups that have this many left for each of their canvases."""
+"""Frames are passed over only so far that a group has this many left for each of its canvases."""
+SHORTER_STEP = 0.75
+"""What steps are multiplied by, again and again, in a group that would have fewer left."""
 MIN_AREA_PX = 56 * 56
 """Of a frame sized by `round_size`."""
 
@@ -135,20 +137,31 @@ def frames_to_look_at(
     Args:
         discardable_T: [T] frames that no other needs.
         starts: [G + 1] first frame of each group and T.
-        fewest: a group that would be left with fewer frames is looked at whole.
+        fewest: a group that would be left with fewer frames is walked through in shorter steps (SHORTER_STEP).
     """
     total = len(seconds_T)
-    every = np.arange(total)
-    needed_T = np.maximum.accumulate(np.where(discardable_T, -1, every))
-    limit_T = seconds_T + max_step_seconds + TIME_EPSILON_SECONDS
-    reach_T = np.searchsorted(seconds_T, limit_T, side="right") - 1
-    reach_T[reach_T == total - 1] = total
-    chosen: list[int] = []
-    for start, end in pairwise(starts.tolist()):
-        here = [start]
+    needed_T = np.maximum.accumulate(np.where(discardable_T, -1, np.arange(total)))
+    reaches: dict[float, npt.NDArray[np.int64]] = {}
+
+    def walk(start: int, end: int, step_seconds: float) -> list[int]:
+        if step_seconds not in reaches:
+            limit_T = seconds_T + step_seconds + TIME_EPSILON_SECONDS
+            reach_T = np.searchsorted(seconds_T, limit_T, side="right") - 1
+            reach_T[reach_T == total - 1] = total
+            reaches[step_seconds] = reach_T
+        here, reach_T = [start], reaches[step_seconds]
         while max(reach_T[here[-1]], here[-1] + 1) < end:
             farthest = max(int(reach_T[here[-1]]), here[-1] + 1)
             needed = int(needed_T[farthest])
             here.append(needed if needed > here[-1] else farthest)
+        return here
+
+    chosen: list[int] = []
+    for start, end in pairwise(starts.tolist()):
+        step = max_step_seconds
+        here = walk(start, end, step)
+        while len(here) < min(fewest, end - start) and step > TIME_EPSILON_SECONDS:
+            step *= SHORTER_STEP
+            here = walk(start, end, step)
         chosen += here if len(here) >= fewest else range(start, end)
     return np.array(chosen, np.int64)

@@ -40,13 +40,13 @@ def probe_of(num_frames: int, *, fps: float = 30.0, **fields: Any) -> ProbeRecor
 
 @pytest.mark.parametrize("fps", [24.0, 30.0, 60.0])
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("name", ["codec-16", "evidence-16-fast"])
+@pytest.mark.parametrize("name", ["codec-16", "evidence-16-fast", "evidence-128", "codec-256-fast"])
 def test_codec_frames_are_those_that_are_looked_at_and_those_that_they_need(
     name: str, pattern: str, fps: float
 ) -> None:
     total, config = 1200, recipe(name).tokenizer
     discardable = np.array([letter == "b" for letter in (pattern * total)[:total]])
-    starts = np.linspace(0, total, 5).astype(np.int64)
+    starts = np.linspace(0, total, config.budget // 4 + 1).astype(np.int64)
     looked_at = frames_to_look_at(
         np.arange(total) / fps,
         discardable,
