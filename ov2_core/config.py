@@ -171,6 +171,9 @@ class TokenizerConfig:
     """How long a clip must be for that; the samples of shorter ones stay at equal steps."""
     max_step_seconds: float = 0.1
     """Codec mode: frames that no other frame needs are not decoded where what is left is at most this far apart. 0: decode all."""
+    short_groups_whole: bool = True
+    """Codec mode: all frames of a group are looked at that would have fewer than two left for each of its canvases. False: it has
+    shorter steps, which is cheaper at budgets that are large for the clip, and loses detail there."""
     codec_vectors: bool = True
     """Policy "saliency": motion comes from the codec's vectors where it gives any. False: always from block matching."""
     loop_filter: bool = True
@@ -336,7 +339,12 @@ def _one_of(name: str, value: str, kind: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(typing.get_args(kind))}, got {value!r}")
 
 
-FAST: dict[str, Any] = {"max_step_seconds": 0.134, "codec_vectors": False, "loop_filter": False}
+FAST: dict[str, Any] = {
+    "max_step_seconds": 0.134,
+    "short_groups_whole": False,
+    "codec_vectors": False,
+    "loop_filter": False,
+}
 """What the recipes named -fast set: every fourth frame of 30 a second, every third of 25 is looked at (docs/tokenizer.md)."""
 
 

@@ -119,6 +119,8 @@ def _frames_of_codec(probe: ProbeRecord, config: TokenizerConfig, num_images: in
             decoded = looked_at = needed * math.ceil(spacing / step - 1e-6)
         if looked_at >= FEWEST_LOOKED_AT_PER_IMAGE * num_images:
             return min(decoded, total), looked_at
+        if config.short_groups_whole:
+            break
         step_frames *= SHORTER_STEP
     return total, total
 

@@ -247,6 +247,7 @@ def _tokenize_codec(
             starts,
             max_step_seconds=config.max_step_seconds,
             fewest=FEWEST_LOOKED_AT_PER_IMAGE * config.groups.canvases_per_group,
+            short_whole=config.short_groups_whole,
         )
     whole = len(shown) == probe.num_frames
     layout = CanvasLayout.fit(probe.width_px, probe.height_px, config)

@@ -12,9 +12,9 @@ FRAMES_PER_WINDOW = 4
 """Readers attend over windows of this many frames."""
 TIME_EPSILON_SECONDS = 1e-6
 FEWEST_LOOKED_AT_PER_IMAGE = 2
-"""Frames are passed over only so far that a group has this many left for each of its canvases."""
+"""That a group has left for each of its canvases; else less of it is passed over, or nothing."""
 SHORTER_STEP = 0.75
-"""What steps are multiplied by, again and again, in a group that would have fewer left."""
+"""What a group's step is multiplied by, again and again, until enough frames are left."""
 MIN_AREA_PX = 56 * 56
 """Of a frame sized by `round_size`."""
 
@@ -128,6 +128,7 @@ def frames_to_look_at(
     *,
     max_step_seconds: float,
     fewest: int,
+    short_whole: bool,
 ) -> npt.NDArray[np.int64]:
     """Ascending indices of the frames that signals are computed of: few enough to be cheap, near enough to miss nothing.
 
@@ -137,7 +138,8 @@ def frames_to_look_at(
     Args:
         discardable_T: [T] frames that no other needs.
         starts: [G + 1] first frame of each group and T.
-        fewest: a group that would be left with fewer frames is walked through in shorter steps (SHORTER_STEP).
+        fewest: a group that would be left with fewer frames is looked at whole, or walked through in shorter steps.
+        short_whole: the former.
     """
     total = len(seconds_T)
     needed_T = np.maximum.accumulate(np.where(discardable_T, -1, np.arange(total)))
@@ -160,7 +162,7 @@ def frames_to_look_at(
     for start, end in pairwise(starts.tolist()):
         step = max_step_seconds
         here = walk(start, end, step)
-        while len(here) < min(fewest, end - start) and step > TIME_EPSILON_SECONDS:
+        while not short_whole and len(here) < min(fewest, end - start) and step > TIME_EPSILON_SECONDS:
             step *= SHORTER_STEP
             here = walk(start, end, step)
         chosen += here if len(here) >= fewest else range(start, end)

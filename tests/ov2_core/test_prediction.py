@@ -53,6 +53,7 @@ def test_codec_frames_are_those_that_are_looked_at_and_those_that_they_need(
         starts,
         max_step_seconds=config.max_step_seconds,
         fewest=FEWEST_LOOKED_AT_PER_IMAGE * 4,
+        short_whole=config.short_groups_whole,
     )
     decoded = np.union1d(looked_at, np.flatnonzero(~discardable))
     terms = cost_terms(probe_of(total, fps=fps, num_keyframes=5, num_discardable=int(discardable.sum())), config)
