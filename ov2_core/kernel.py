@@ -139,8 +139,9 @@ def library_folders() -> list[Path]:
     """Where the module is looked for, and built in the first that can be written: NUMBA_CACHE_DIR, beside the sources, the
     user's cache."""
     named = os.environ.get("NUMBA_CACHE_DIR")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ov2"
-    return [*([Path(named)] if named else []), PACKAGE / "__pycache__", user]
+    folders = [*([Path(named)] if named else []), PACKAGE / "__pycache__"]
+    user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return [*folders, user / "ov2"] if user.is_absolute() else folders  # a container's user may have no home
 
 
 @cache
