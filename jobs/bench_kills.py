@@ -93,9 +93,22 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="JSON; cases that stand there already are kept, those run anew replaced"
     )
+    parser.add_argument("--table", action="store_true", help="run nothing: only the table of what --out holds")
     parser.add_argument("--markdown", type=Path, help="write the table between its markers in this file")
     args = parser.parse_args(None if argv is None else list(argv))
     known: dict[str, Any] = json.loads(args.out.read_text()) if args.out is not None and args.out.exists() else {}
+    if not args.table:
+        _run_and_keep(args, known)
+    if not known:
+        parser.error("no case was run and --out holds none")
+    print(table_text(list(known.values())))
+    if args.markdown is not None:
+        write_section(table_text(list(known.values())), args.markdown, begin=BEGIN, end=END, heading="## Kill matrix")
+    return 1 if any(result["violations"] for result in known.values()) else 0
+
+
+def _run_and_keep(args: argparse.Namespace, known: dict[str, Any]) -> None:
+    """Adds a result a case to `known`, and to --out as it goes."""
     with tempfile.TemporaryDirectory(prefix="ov2-kills-") as temporary:
         folder = args.folder or Path(temporary)
         for result in run_kills(folder, victims=args.victim or list(POINTS), points=args.point):
@@ -103,10 +116,6 @@ def main(argv: Iterable[str] | None = None) -> int:
             print(_line(result), flush=True)
             if args.out is not None:
                 args.out.write_text(json.dumps(known, indent=1) + "\n")
-    print(table_text(list(known.values())))
-    if args.markdown is not None:
-        write_section(table_text(list(known.values())), args.markdown, begin=BEGIN, end=END, heading="## Kill matrix")
-    return 1 if any(result["violations"] for result in known.values()) else 0
 
 
 def run_kills(folder: Path, *, victims: Sequence[str], points: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -22,9 +22,10 @@ import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
 
 from ov2_core.config import recipe, with_overrides
+from ov2_core.model.batch import Batch
 from ov2_core.model.chatml import IM_END, VisionRuns, format_seconds
 from ov2_core.model.onevision import LlavaOnevision2ForConditionalGeneration
-from ov2_core.model.processor import Batch, LlavaOnevision2Processor, Medium
+from ov2_core.model.processor import LlavaOnevision2Processor, Medium
 from ov2_core.model.visual import Visual, attend_alone, split_stills
 from ov2_core.model.weights import load_model
 

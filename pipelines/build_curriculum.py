@@ -8,21 +8,16 @@ Enters: a recipe, a sources file, a model folder (its tokenizer counts), a seed.
     packs/, tars.parquet, dropped.jsonl, missing/<source>.jsonl
     commits/, shards/, .nv-meta/   with materialize: data/stage_shards.py
     stage.json               last
-
-Two passes over each source: one learns its ids (8 bytes a record are kept), the other gives the chosen records to the workers. The
-draw takes a few more than asked, so that what is dropped can be replaced and counts are exact; if that was too few, it goes on.
 """
 
 import hashlib
 import json
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from ov2_core import config as configs
 from ov2_core.data.chunks import (
@@ -32,34 +27,33 @@ from ov2_core.data.chunks import (
     Chunk,
     ChunkDone,
     committed_chunks,
-    condemn_chunk,
-    load_chunk,
-    make_chunks,
     measure_chunk,
 )
-from ov2_core.data.importers import ImportedItem, open_importer
-from ov2_core.data.mixture import plan_counts, sample_hash
+from ov2_core.data.mixture import plan_counts
+from ov2_core.data.source_state import SourceState
 from ov2_core.data.stage_config import SourceSpec, StageConfig, load_sources
 from ov2_core.make_sample import TransientItemError
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.fetch import FetchLimits
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.layout import INDEX_DIR, RUN_JSON
+from pipelines.chunk_feed import ChunkFeed
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
 from pipelines.run_identity import claim_run, code_version
 from pipelines.scheduling import Scheduler, drive
-from pipelines.tasks import Task, Verdict
 from schemas.run import RunRecord
 from schemas.stage import StageRecord
 
 log = logging.getLogger(__name__)
 
-CURRICULUM_ROOTS = ("ov2_core.data.chunks", "ov2_core.data.assemble", "ov2_core.data.stage_shards")
+CURRICULUM_ROOTS = (
+    "ov2_core.data.chunks",
+    "ov2_core.data.source_state",
+    "ov2_core.data.assemble",
+    "ov2_core.data.stage_shards",
+)
 LIBRARIES = ("numpy", "numba", "pillow", "pyarrow", "transformers")
-SPARE_SHARE, SPARE_RECORDS = 0.02, 8
-"""Drawn beyond what is asked, for those that will be dropped."""
-SECONDS_PER_RECORD = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +135,7 @@ def build_curriculum(
     return record
 
 
-def _give_up(store: Store, states: Sequence["SourceState"], error: ValueError) -> str:
+def _give_up(store: Store, states: Sequence[SourceState], error: ValueError) -> str:
     """These sources make no such stage: says what is missing, and frees the folder for others. The error's text."""
     from ov2_core.data.assemble import write_dropped
 
@@ -156,91 +150,6 @@ def _give_up(store: Store, states: Sequence["SourceState"], error: ValueError) -
         for rel in manifests
     ]
     return f"{error}; all that was left out stands in {store.url('dropped.jsonl')}{''.join(hints)}"
-
-
-class SourceState:
-    """One source while a stage is built."""
-
-    def __init__(self, spec: SourceSpec, seed: int) -> None:
-        self.spec, self.seed = spec, seed
-        self.hashes = np.zeros(0, np.uint64)
-        """Of all its records, ascending."""
-        self.quarantined: list[ImportedItem] = []
-        self.done: dict[str, ChunkDone] = {}
-        self.num_drawn = 0
-        self.num_rounds = 0
-
-    def items(self) -> Iterator[ImportedItem]:
-        """The source, read anew."""
-        options = {"source": self.spec.name, **self.spec.options}
-        return open_importer(self.spec.importer, self.spec.path, **options)
-
-    def learn(self) -> None:
-        """First pass: hashes of the ids, and the rows that the importer refuses."""
-        hashes: list[int] = []
-        for item in self.items():
-            if item.record is not None:
-                hashes.append(sample_hash(self.seed, self.spec.name, item.record.id))
-            else:
-                self.quarantined.append(item)
-        self.hashes = np.sort(np.array(hashes, np.uint64))
-        if len(np.unique(self.hashes)) < len(self.hashes):
-            raise ValueError(
-                f"source {self.spec.name!r}: two ids have one hash under seed {self.seed}; take another seed"
-            )
-
-    @property
-    def num_usable(self) -> int:
-        """Of the records measured so far."""
-        return sum(int((done.lengths > 0).sum()) for done in self.done.values())
-
-    @property
-    def exhausted(self) -> bool:
-        return self.num_drawn == len(self.hashes)
-
-    def next_round(self, num_usable: int) -> tuple[int, Iterator[Chunk]]:
-        """Chunks of the records that the draw takes next, for about `num_usable` in all; and how many records."""
-        missing = num_usable - self.num_usable
-        rate = max(self.num_usable / self.num_drawn, 0.05) if self.num_drawn else 1.0
-        more = int(missing / rate * (1 + SPARE_SHARE)) + SPARE_RECORDS
-        first, last = self.num_drawn, min(self.num_drawn + more, len(self.hashes))
-        self.num_drawn = last
-        low, high = int(self.hashes[first]), int(self.hashes[last - 1])
-        number = self.num_rounds
-        self.num_rounds += 1
-        return last - first, self._chunks(low, high, number)
-
-    def _chunks(self, low: int, high: int, number: int) -> Iterator[Chunk]:
-        items = (item for item in self.items() if item.record is not None)
-        wanted = _Wanted(self.seed, self.spec.name, low, high)
-        for chunk in make_chunks(items, wanted, source=self.spec.name, first=0):
-            yield Chunk(source=chunk.source, name=f"r{number}-{chunk.name}", candidates=chunk.candidates)
-
-    def part(self, count: int) -> Any:
-        """What assemble takes: the first `count` usable records of the draw."""
-        from ov2_core.data.assemble import SourcePart
-
-        return SourcePart(
-            spec=self.spec,
-            num_available=len(self.hashes),
-            quarantined=[item.quarantined for item in self.quarantined if item.quarantined is not None],
-            chunks=[self.done[rel] for rel in sorted(self.done)],
-            count=count,
-        )
-
-
-class _Wanted(dict[str, int]):
-    """Hash by id of the ids in a stretch of the draw, computed when asked."""
-
-    def __init__(self, seed: int, source: str, low: int, high: int) -> None:
-        super().__init__()
-        self._seed, self._source, self._low, self._high = seed, source, low, high
-
-    def __contains__(self, id: object) -> bool:
-        return self._low <= self[str(id)] <= self._high
-
-    def __getitem__(self, id: str) -> int:
-        return sample_hash(self._seed, self._source, id)
 
 
 def _run_record(
@@ -315,7 +224,7 @@ def _measure(
     config: StageConfig,
     options: CurriculumOptions,
     run_options: RunOptions,
-    rounds: "Sequence[tuple[SourceState, int, Iterator[Chunk]]]",
+    rounds: Sequence[tuple[SourceState, int, Iterator[Chunk]]],
 ) -> None:
     counters = Counters("curriculum", num_items=sum(num for _, num, _ in rounds))
     job = MeasureJob(store=store, config=config, options=options, specs=[state.spec for state, _, _ in rounds])
@@ -387,96 +296,6 @@ class MeasureJob:
                 ),
             )
         return self._measurers[source]
-
-
-@dataclass(slots=True)
-class ChunkFeed:
-    """Chunks to tasks, those that are committed already left out. See tasks.Feed.
-
-    A chunk that kills its workers is halved until a single record is to blame, which is then left out.
-    """
-
-    store: Store
-    rounds: "Sequence[tuple[SourceState, int, Iterator[Chunk]]]"
-    counters: Counters
-    max_open: int = 64
-    _states: dict[str, SourceState] = field(init=False)
-    _again: deque[Chunk] = field(default_factory=deque)
-    _fresh: Iterator[Chunk] = field(init=False)
-    _committed: dict[str, set[str]] = field(init=False)
-    _num_open: int = 0
-    _drained: bool = False
-
-    def __post_init__(self) -> None:
-        self._states = {state.spec.name: state for state, _, _ in self.rounds}
-        self._committed = {name: committed_chunks(self.store, name) for name in self._states}
-        self._fresh = (chunk for _, _, chunks in self.rounds for chunk in chunks)
-
-    @property
-    def finished(self) -> bool:
-        """All chunks are committed."""
-        return self._drained and not self._again and not self._num_open
-
-    def pull(self) -> Task | None:
-        """The next chunk that is not committed."""
-        if self._again:
-            return self._task(self._again.popleft())
-        if self._num_open >= self.max_open:
-            return None
-        for chunk in self._fresh:
-            there = self._committed_parts(chunk)
-            if there is None:
-                return self._task(chunk)
-            for done in there:
-                self._take(chunk.source, done)
-        self._drained = True
-        return None
-
-    def done(self, task: Task, info: ChunkDone, payload: Any) -> None:
-        """A chunk is committed."""
-        self._num_open -= 1
-        self._take(task.payload.source, info)
-
-    def condemned(self, task: Task, verdict: Verdict) -> None:
-        """A chunk has killed its workers."""
-        self._num_open -= 1
-        chunk: Chunk = task.payload
-        if len(chunk.candidates) > 1:
-            log.warning("%s: %s: %s; it is halved", task.name, verdict.reason, verdict.message)
-            self._again.extend(chunk.halves())
-            return
-        self._take(chunk.source, condemn_chunk(self.store, chunk, reason=verdict.reason, message=verdict.message))
-
-    def _task(self, chunk: Chunk) -> Task:
-        self._num_open += 1
-        divisible = len(chunk.candidates) > 1
-        cost = SECONDS_PER_RECORD * len(chunk.candidates)
-        return Task(f"chunk {chunk.source}/{chunk.name}", chunk, cost, divisible=divisible)
-
-    def _take(self, source: str, done: ChunkDone) -> None:
-        self._states[source].done[done.rel] = done
-        self.counters.num_done += len(done.hashes)
-        self.counters.num_made += int((done.lengths > 0).sum())
-        self.counters.num_tokens += int(done.lengths.sum())
-        self.counters.quarantined.update(done.dropped)
-
-    def _committed_parts(self, chunk: Chunk) -> list[ChunkDone] | None:
-        """The chunk as it was committed by an earlier call, whole or in halves; None where something of it is missing."""
-        committed = self._committed[chunk.source]
-        if chunk.rel in committed:
-            return [load_chunk(self.store, chunk.rel)]
-        if len(chunk.candidates) < 2 or not any(
-            rel.startswith(chunk.rel.removesuffix(".jsonl.gz") + "-") for rel in committed
-        ):
-            return None
-        parts: list[ChunkDone] = []
-        for half in chunk.halves():
-            there = self._committed_parts(half)
-            if there is None:
-                self._again.append(half)
-            else:
-                parts += there
-        return parts
 
 
 def _remove_unnamed_stills(store: Store) -> None:

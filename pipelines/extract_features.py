@@ -3,17 +3,12 @@
 Enters: a finished token run, a model folder, a store. Leaves: RUN2/shards, RUN2/commits, RUN2/quarantine, the index, and a
 summary. A shard of the source is a task: one worker reads it, encodes it in batches by tokens, writes the tar of the same number
 and commits it, so features never pass through Ray's object store. All state stands in the store, as in tokenize_videos.
-
-Who is to blame when a worker dies: a shard that has killed two workers is taken apart. Each of its samples is encoded alone and the
-result thrown away; one that dies alone, three times, is quarantined. Then the shard is encoded once more without those, one
-sample at a time. A neighbour of a bad sample is thereby never lost, and a healthy run pays nothing for it.
 """
 
 import itertools
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -35,6 +30,7 @@ from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import FEATURES_RECIPE
 from ov2_core.storage.writer import Member, write_tar
+from pipelines.feature_feed import FeatureFeed, FeatureTotals, ShardEncoded, ShardTask, TrialPassed, TrialTask
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters
@@ -47,7 +43,6 @@ from pipelines.run_identity import (
     load_run_record,
 )
 from pipelines.scheduling import Scheduler, drive
-from pipelines.tasks import RunStoppedError, Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
 from schemas.features import FeatureConfig, FeatureDtype, FeatureStage
 from schemas.run import RunRecord
@@ -160,7 +155,7 @@ def extract_features(source: Store, store: Store, options: EncodeOptions, run_op
     missing = [cost for cost in costs if cost.shard not in before]
     counters = Counters("encode", num_items=sum(cost.num_samples for cost in missing))
     counters.num_shards, counters.num_shards_done = len(costs), len(costs) - len(missing)
-    totals = _Totals()
+    totals = FeatureTotals()
     if missing:
         with session(run_options):
             _make_missing(source, store, config, options, run_options, missing, counters, totals)
@@ -195,14 +190,6 @@ def _run_record(run: SourceRun, config: FeatureConfig) -> RunRecord:
     )
 
 
-@dataclass(slots=True)
-class _Totals:
-    worker_seconds: float = 0.0
-    encode_seconds: float = 0.0
-    starved_seconds: float = 0.0
-    num_flops: float = 0.0
-
-
 def _make_missing(
     source: Store,
     store: Store,
@@ -211,7 +198,7 @@ def _make_missing(
     run_options: RunOptions,
     missing: list[ShardCost],
     counters: Counters,
-    totals: _Totals,
+    totals: FeatureTotals,
 ) -> None:
     job = EncodeJob(
         source=source,
@@ -235,51 +222,6 @@ def _seconds_per_token(options: EncodeOptions) -> float:
     from ov2_core.features.encoder import flops_per_token
 
     return 2e-4 + flops_per_token(options.model, stage=options.stage) / FLOPS_PER_SECOND[options.device]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardTask:
-    """Encode a shard and commit it."""
-
-    shard: int
-    fallen: dict[str, QuarantineRow] = field(default_factory=dict)
-    """By key: samples that killed their workers; left out."""
-    one_by_one: bool = False
-    """A batch never holds more than one group: after workers have died at the shard."""
-    started_unix_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class TrialTask:
-    """Encode one sample and throw the result away: does it kill its worker?"""
-
-    shard: int
-    key: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardEncoded:
-    """How a shard's task ended: committed, or not because the source lost something."""
-
-    shard: int
-    num_made: int = 0
-    num_images: int = 0
-    num_tokens: int = 0
-    video_seconds: float = 0.0
-    quarantined: tuple[str, ...] = ()
-    """Reasons."""
-    worker_seconds: float = 0.0
-    encode_seconds: float = 0.0
-    starved_seconds: float = 0.0
-    num_flops: float = 0.0
-    source_lost: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrialPassed:
-    """The sample's worker lived."""
-
-    shard: int
 
 
 class EncodeJob:
@@ -411,92 +353,3 @@ class EncodeJob:
             starved_seconds=timings.starved_seconds,
             num_flops=timings.num_flops,
         )
-
-
-@dataclass(slots=True)
-class _Suspect:
-    """A shard that has killed workers, while its samples are on trial."""
-
-    waiting: set[str]
-    fallen: dict[str, QuarantineRow] = field(default_factory=dict)
-
-
-class FeatureFeed:
-    """Shards to tasks; a shard that fails to trials of its samples, then to a last task. See tasks.Feed."""
-
-    def __init__(
-        self, source: Store, shards: list[ShardCost], counters: Counters, totals: "_Totals", *, seconds_per_token: float
-    ) -> None:
-        self._source = source
-        self._counters, self._totals = counters, totals
-        self._seconds_per_token = seconds_per_token
-        self._costs = {cost.shard: cost for cost in shards}
-        self._fresh = deque(shards)
-        self._again: deque[Task] = deque()
-        self._open: set[int] = set(self._costs)
-        self._suspects: dict[int, _Suspect] = {}
-
-    @property
-    def finished(self) -> bool:
-        """All shards are committed."""
-        return not self._open
-
-    def pull(self) -> Task | None:
-        """A trial or a last task, else the next shard."""
-        if self._again:
-            return self._again.popleft()
-        if not self._fresh:
-            return None
-        return self._shard_task(self._fresh.popleft().shard)
-
-    def done(self, task: Task, info: ShardEncoded | TrialPassed, payload: Any) -> None:
-        """A shard is committed, or a sample has passed its trial."""
-        if isinstance(info, TrialPassed):
-            self._tried(task.payload)
-            return
-        if info.source_lost is not None:
-            raise RunStoppedError(info.source_lost)
-        self._open.discard(info.shard)
-        counters = self._counters
-        counters.num_shards_done += 1
-        counters.num_done += info.num_made + len(info.quarantined)
-        counters.num_made += info.num_made
-        counters.num_images += info.num_images
-        counters.num_tokens += info.num_tokens
-        counters.video_seconds += info.video_seconds
-        counters.quarantined.update(info.quarantined)
-        for name in ("worker_seconds", "encode_seconds", "starved_seconds", "num_flops"):
-            setattr(self._totals, name, getattr(self._totals, name) + getattr(info, name))
-
-    def condemned(self, task: Task, verdict: Verdict) -> None:
-        """A shard is taken apart; or a sample on trial has killed its workers and is quarantined."""
-        from ov2_core.features.extract import quarantine_sample
-
-        payload = task.payload
-        if isinstance(payload, TrialTask):
-            sample = next(s for s in load_commit(self._source, payload.shard).samples if s.key == payload.key)
-            self._suspects[payload.shard].fallen[payload.key] = quarantine_sample(
-                sample, reason=verdict.reason, message=verdict.message, attempts=verdict.attempts
-            )
-            self._tried(payload)
-            return
-        keys = [sample.key for sample in load_commit(self._source, payload.shard).samples]
-        log.warning("%s: %s: %s; its %d samples are tried alone", task.name, verdict.reason, verdict.message, len(keys))
-        self._suspects[payload.shard] = _Suspect(set(keys))
-        cost = self._costs[payload.shard]
-        each = cost.num_tokens * self._seconds_per_token / cost.num_samples
-        self._again.extend(Task(key, TrialTask(payload.shard, key), each) for key in keys)
-
-    def _tried(self, trial: TrialTask) -> None:
-        suspect = self._suspects[trial.shard]
-        suspect.waiting.discard(trial.key)
-        if not suspect.waiting:
-            self._again.append(self._shard_task(trial.shard, suspect.fallen))
-
-    def _shard_task(self, shard: int, fallen: dict[str, QuarantineRow] | None = None) -> Task:
-        last = fallen is not None
-        payload = ShardTask(
-            shard=shard, fallen=fallen or {}, one_by_one=last, started_unix_seconds=round(time.time(), 3)
-        )
-        cost = self._costs[shard].num_tokens * self._seconds_per_token
-        return Task(f"shard {shard}", payload, cost, blamed=not last, divisible=not last)

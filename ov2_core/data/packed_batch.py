@@ -20,8 +20,9 @@ from torch import Tensor
 from ov2_core.data.read_pack import BadPackError, LoadedPack, LoadedSample
 from ov2_core.features.source import FeatureSource
 from ov2_core.model.attention import group_lengths
+from ov2_core.model.batch import VisionInputs
 from ov2_core.model.chatml import IGNORE_INDEX, TextEncoder, lay_out
-from ov2_core.model.processor import LlavaOnevision2Processor, VisionInputs
+from ov2_core.model.processor import LlavaOnevision2Processor
 from ov2_core.model.visual import Visual
 
 OnBad = Literal["raise", "skip"]

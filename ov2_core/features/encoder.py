@@ -21,7 +21,7 @@ from ov2_core.features.stored_rows import store_rows
 from ov2_core.model.config import OneVisionEncoderConfig
 from ov2_core.model.encoder import OneVisionEncoder
 from ov2_core.model.patches import normalise
-from ov2_core.model.processor import ProcessorConfig
+from ov2_core.model.processor_config import ProcessorConfig
 from ov2_core.model.tensor_files import TensorEntry, read_entries, read_tensors
 from ov2_core.model.weights import (
     STANDALONE_ONLY,

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import torch
 
+from ov2_core.model.batch import EncodedSample
 from ov2_core.model.chatml import IGNORE_INDEX
 from ov2_core.model.onevision import LlavaOnevision2ForConditionalGeneration
-from ov2_core.model.processor import EncodedSample, LlavaOnevision2Processor
+from ov2_core.model.processor import LlavaOnevision2Processor
 
 
 def greedy_answers(

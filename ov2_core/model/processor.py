@@ -6,156 +6,34 @@
     batch = processor.collate([processor.encode(sample) for sample in samples])
     model(**batch)                                                               # or model.generate(**batch.prompt())
 
-Vision is free of padding: patches of all samples stand in one row, image_grid_thw has a row for each still and each video.
-Text is padded to one length with an attention mask.
-
-Shapes: B samples, L text tokens, P patches of all images, D values of a patch, R grid rows, G attention groups.
+Shapes: batch.py.
 """
 
-import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ov2_core.config import TokenizerConfig, recipe
 from ov2_core.errors import BadItemError
-from ov2_core.model.attention import group_lengths
-from ov2_core.model.chatml import (
-    DEFAULT_SYSTEM,
-    IGNORE_INDEX,
-    IMAGE_PAD,
-    VISION_END,
-    VISION_START,
-    TextEncoder,
-    Turn,
-    lay_out,
-)
-from ov2_core.model.patches import PIXEL_MEAN, PIXEL_STD, patchify, to_block_order
+from ov2_core.model.batch import Batch, EncodedSample, VisionInputs, collate
+from ov2_core.model.chatml import IMAGE_PAD, VISION_END, VISION_START, TextEncoder, Turn, lay_out
+from ov2_core.model.patches import patchify, to_block_order
+from ov2_core.model.processor_config import ProcessorConfig
 from ov2_core.model.visual import Visual, is_sample, show_sample, show_still, show_tokenized
 from ov2_core.tokenized import TokenizedVideo
 from schemas.video import Message
 
-PROCESSOR_FILE, PREPROCESSOR_FILE, MODEL_FILE = "processor_config.json", "preprocessor_config.json", "config.json"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 DEFAULT_RECIPE = "codec-32"
 
 Recipe = str | TokenizerConfig
 """A recipe's name (codec-N, evidence-N, uniform-N, uniform-auto, stills) or a whole tokenizer config."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProcessorConfig:
-    """What the processor must share with the model."""
-
-    patch_px: int = 14
-    merge: int = 2
-    window_images: int = 4
-    """The model's frame_windows_size; 0: a grid row is one group."""
-    pixel_mean: tuple[float, ...] = PIXEL_MEAN
-    pixel_std: tuple[float, ...] = PIXEL_STD
-    default_system: str = DEFAULT_SYSTEM
-
-    def __post_init__(self) -> None:
-        if min(self.patch_px, self.merge) < 1:
-            raise ValueError(f"patch_px and merge must be >= 1, got {self}")
-        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
-            raise ValueError(
-                f"pixel_mean and pixel_std have 3 values, std > 0, got {self.pixel_mean}, {self.pixel_std}"
-            )
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """From a model's folder, its tokenizer not needed. Raises ValueError for files that contradict each other."""
-        return cls(**_read_fields(Path(folder)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VisionInputs:
-    """What the encoder takes."""
-
-    pixel_values: Tensor
-    """[P, D], block order."""
-    image_grid_thw: Tensor
-    """int64 [R, 3]: images, patch rows, patch columns."""
-    patch_positions: Tensor
-    """int64 [P, 3]: (t, h, w), block order."""
-    patch_group_lengths: Tensor
-    """int64 [G]: patches of each attention group."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedSample:
-    """One sample, not padded."""
-
-    input_ids: Tensor
-    """int64 [L]."""
-    labels: Tensor
-    """int64 [L]; IGNORE_INDEX outside the assistant's tokens."""
-    vision: VisionInputs | None
-    """None without media."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of the text, visual tokens included."""
-        return len(self.input_ids)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Samples collated. `model(**batch)` passes the released forward's arguments, and patch_group_lengths only where the windows
-    that a reader makes of image_grid_thw are not the groups (a layout of more than window_images canvases a group)."""
-
-    input_ids: Tensor
-    """int64 [B, L]."""
-    attention_mask: Tensor
-    """int64 [B, L]: 1 for text and visual tokens, 0 for padding."""
-    labels: Tensor
-    """int64 [B, L]; IGNORE_INDEX outside the assistant's tokens."""
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
-    patch_positions: Tensor | None
-    patch_group_lengths: Tensor | None
-    """As in VisionInputs, all samples one after the other."""
-    windows_are_groups: bool
-    """Whether image_grid_thw alone tells the groups."""
-
-    def keys(self) -> list[str]:
-        """Names of the forward's arguments."""
-        hidden = {"windows_are_groups"} | ({"patch_group_lengths"} if self.windows_are_groups else set())
-        return [f.name for f in fields(self) if f.name not in hidden and getattr(self, f.name) is not None]
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.keys():
-            raise KeyError(name)
-        return cast("Tensor", getattr(self, name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def prompt(self) -> dict[str, Tensor]:
-        """What `generate` takes: all but the labels."""
-        return {name: self[name] for name in self.keys() if name != "labels"}
-
-    def to(
-        self, device: torch.device | str, *, dtype: torch.dtype | None = None, non_blocking: bool = False
-    ) -> "Batch":
-        """On another device; `dtype` is that of pixel_values."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        if dtype is not None and "pixel_values" in moved:
-            moved["pixel_values"] = moved["pixel_values"].to(dtype)
-        return replace(self, **moved)
-
 
 Medium = Visual | TokenizedVideo | Image.Image | np.ndarray[Any, Any] | str | os.PathLike[str] | Any
 """A still (PIL, uint8 [H, W, 3], a path), a video's path, a TokenizedVideo, a StoredSample, or a Visual."""
@@ -309,34 +187,13 @@ class LlavaOnevision2Processor:
         padding_side: Literal["left", "right"] = "right",
         multiple_of: int = 1,
     ) -> Batch:
-        """Samples to a batch: text padded, vision one after the other.
-
-        Args:
-            padding_side: "left" for generation.
-            multiple_of: L is rounded up to it.
-
-        Raises:
-            ValueError: no samples.
-        """
-        if not samples:
-            raise ValueError("a batch needs at least one sample, got none")
-        longest = max(sample.num_tokens for sample in samples)
-        length = -(-longest // multiple_of) * multiple_of
-        ids = torch.full((len(samples), length), self.pad_token_id)
-        labels = torch.full_like(ids, IGNORE_INDEX)
-        mask = torch.zeros_like(ids)
-        for row, sample in enumerate(samples):
-            here = slice(length - sample.num_tokens, length) if padding_side == "left" else slice(sample.num_tokens)
-            ids[row, here], labels[row, here], mask[row, here] = sample.input_ids, sample.labels, 1
-        vision = _joined([sample.vision for sample in samples if sample.vision is not None])
-        window, grid, groups = self.config.window_images, vision["image_grid_thw"], vision["patch_group_lengths"]
-        return Batch(
-            input_ids=ids,
-            attention_mask=mask,
-            labels=labels,
-            windows_are_groups=grid is None
-            or group_lengths(grid.tolist(), frame_windows_size=window) == groups.tolist(),
-            **vision,
+        """See batch.collate."""
+        return collate(
+            samples,
+            pad_token_id=self.pad_token_id,
+            window_images=self.config.window_images,
+            padding_side=padding_side,
+            multiple_of=multiple_of,
         )
 
     def show(self, medium: Medium, *, recipe: Recipe = DEFAULT_RECIPE) -> Visual:
@@ -397,21 +254,11 @@ class LlavaOnevision2Processor:
         return cls(tokenizer, ProcessorConfig.from_pretrained(root))
 
     def save_pretrained(self, folder: str | os.PathLike[str], **_: Any) -> None:
-        """Tokenizer, processor_config.json, and the preprocessor_config.json that the released code's image processor reads."""
+        """The tokenizer, and what ProcessorConfig.save_pretrained writes."""
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(root))
-        own = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
-        _write_json(root / PROCESSOR_FILE, {"processor_class": type(self).__name__, **own})
-        released = {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "patch_size": self.config.patch_px,
-            "temporal_patch_size": 1,
-            "merge_size": self.config.merge,
-            "image_mean": self.config.pixel_mean,
-            "image_std": self.config.pixel_std,
-        }
-        _write_json(root / PREPROCESSOR_FILE, released)
+        self.config.save_pretrained(root, processor_class=type(self).__name__)
 
     def _still(self, image: Image.Image) -> Visual:
         from ov2_core.media.image import upright_rgb
@@ -452,61 +299,5 @@ class LlavaOnevision2Processor:
         return [Message.model_validate(turn) if isinstance(turn, dict) else turn for turn in messages]
 
 
-def _joined(parts: Sequence[VisionInputs]) -> dict[str, Any]:
-    """Each field of VisionInputs, one sample after the other; None where no sample has media."""
-    joined: dict[str, Any] = {}
-    for name in (f.name for f in fields(VisionInputs)):
-        given = [getattr(part, name) for part in parts]
-        joined[name] = None if not given else given[0] if len(given) == 1 else torch.cat(given)
-    return joined
-
-
 def _tokenizer_config(given: Recipe) -> TokenizerConfig:
     return recipe(given).tokenizer if isinstance(given, str) else given
-
-
-def _read_fields(root: Path) -> dict[str, Any]:
-    own = _read_json(root / PROCESSOR_FILE)
-    released = _read_json(root / PREPROCESSOR_FILE)
-    vision = _read_json(root / MODEL_FILE).get("vision_config", {})
-    found: dict[str, Any] = {}
-    sources = (
-        (
-            MODEL_FILE,
-            vision,
-            {"patch_px": "patch_size", "merge": "spatial_merge_size", "window_images": "frame_windows_size"},
-        ),
-        (
-            PREPROCESSOR_FILE,
-            released,
-            {"patch_px": "patch_size", "merge": "merge_size", "pixel_mean": "image_mean", "pixel_std": "image_std"},
-        ),
-        (PROCESSOR_FILE, own, {f.name: f.name for f in fields(ProcessorConfig)}),
-    )
-    for name, values, names in sources:
-        for ours, theirs in names.items():
-            if theirs not in values:
-                continue
-            value = tuple(values[theirs]) if isinstance(values[theirs], list) else values[theirs]
-            if found.get(ours, value) != value:
-                raise ValueError(
-                    f"{root / name}: {theirs} is {value}, but {found[ours]} elsewhere in the folder; make them agree"
-                )
-            found[ours] = value
-    return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(loaded).__name__}")
-    return loaded
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -73,6 +73,12 @@ def test_the_command_adds_to_its_report_and_fails_where_something_is_violated(
     assert "| mid_tar | ok |\n| after_tar | ok |\n| cases | 2 |" in page.read_text()
     assert "2 cases, 0 violations; the reader looked 14 times." in page.read_text()
 
+    monkeypatch.setattr(bench_kills, "run_kills", None)  # not to be called
+    assert main(["--table", "--out", str(out)]) == 0
+    assert "2 cases, 0 violations" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--table", "--out", str(tmp_path / "none.json")])
+
 
 def test_there_are_cases_enough_and_unknown_points_are_refused(tmp_path: Path) -> None:
     assert sum(len(POINTS[victim]) for victim in ("worker", "actor", "driver", "node")) >= 60

@@ -19,6 +19,7 @@ from feature_runs import INLINE
 from jobs.recipes import STAGES, stage
 from ov2_core.config import recipe
 from ov2_core.data.read_pack import IndexPacks, open_packs
+from ov2_core.data.source_state import SourceState
 from ov2_core.data.stage import PackIndex, load_stage
 from ov2_core.data.stage_config import load_sources, with_settings
 from ov2_core.evals.clips import Canary, read_canary, write_canary_clip
@@ -28,7 +29,8 @@ from ov2_core.model.processor import LlavaOnevision2Processor
 from ov2_core.model.visual import Visual
 from ov2_core.storage.files import Store
 from ov2_core.storage.reader import ShardReader
-from pipelines.build_curriculum import ChunkFeed, CurriculumOptions, MeasureJob, SourceState, build_curriculum
+from pipelines.build_curriculum import CurriculumOptions, MeasureJob, build_curriculum
+from pipelines.chunk_feed import ChunkFeed
 from pipelines.options import RunOptions
 from pipelines.progress import Counters
 from pipelines.tasks import Verdict

@@ -26,17 +26,8 @@ from ov2_core.storage.commit import load_commit, load_commits
 from ov2_core.storage.files import Store
 from ov2_core.storage.verify import verify_run
 from pipelines import extract_features as pipeline
-from pipelines.extract_features import (
-    EncodeJob,
-    EncodeOptions,
-    FeatureFeed,
-    ShardEncoded,
-    ShardTask,
-    TrialPassed,
-    TrialTask,
-    extract_features,
-    predict_features,
-)
+from pipelines.extract_features import EncodeJob, EncodeOptions, extract_features, predict_features
+from pipelines.feature_feed import FeatureFeed, FeatureTotals, ShardEncoded, ShardTask, TrialPassed, TrialTask
 from pipelines.options import RunOptions
 from pipelines.progress import Counters
 from pipelines.tasks import DeadlinePolicy, RunStoppedError, Verdict
@@ -249,7 +240,7 @@ def load_run_config(run: Path) -> dict[str, Any]:
 
 def make_feed(token_run: Path) -> FeatureFeed:
     costs = [ShardCost(shard=i, num_samples=2, num_tokens=320, predicted_bytes=1) for i in range(2)]
-    return FeatureFeed(Store(token_run), costs, Counters("encode"), pipeline._Totals(), seconds_per_token=0.01)
+    return FeatureFeed(Store(token_run), costs, Counters("encode"), FeatureTotals(), seconds_per_token=0.01)
 
 
 def test_feed_takes_a_deadly_shard_apart_and_charges_one_sample(token_run: Path) -> None:

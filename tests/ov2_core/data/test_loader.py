@@ -21,7 +21,8 @@ from ov2_core.data.loader import StageLoader
 from ov2_core.data.read_pack import BadPackError
 from ov2_core.data.stage_config import with_settings
 from ov2_core.model.byte_tokenizer import byte_tokenizer
-from ov2_core.model.processor import LlavaOnevision2Processor, ProcessorConfig
+from ov2_core.model.processor import LlavaOnevision2Processor
+from ov2_core.model.processor_config import ProcessorConfig
 from ov2_core.storage.files import Store
 from pipelines.build_curriculum import CurriculumOptions, build_curriculum
 

@@ -20,10 +20,12 @@ from ov2_core.data.messages import to_messages
 from ov2_core.errors import BadItemError
 from ov2_core.evals.clips import read_canary, write_canary_clip
 from ov2_core.model.attention import group_lengths
+from ov2_core.model.batch import EncodedSample
 from ov2_core.model.byte_tokenizer import SPECIAL_IDS, byte_tokenizer
 from ov2_core.model.chatml import IGNORE_INDEX, parse_ticks
 from ov2_core.model.patches import PIXEL_MEAN, PIXEL_STD, patchify
-from ov2_core.model.processor import EncodedSample, LlavaOnevision2Processor, ProcessorConfig
+from ov2_core.model.processor import LlavaOnevision2Processor
+from ov2_core.model.processor_config import ProcessorConfig
 from ov2_core.model.visual import attend_alone, join_groups, show_frames, show_still, show_tokenized, split_stills
 from ov2_core.storage.reader import StoredSample
 from ov2_core.storage.writer import encode_sample
