@@ -55,10 +55,10 @@ class Kernel:
     Args:
         function: it may call other kernels.
         signatures: of its arguments, as numba writes them: "float32[:, ::1], int64"; built ahead of time.
-        fastmath: sums may be reordered.
+        fastmath: of LLVM's flags those that may be used, as numba's option; True: all.
     """
 
-    def __init__(self, function: FunctionType, signatures: Sequence[str], *, fastmath: bool) -> None:
+    def __init__(self, function: FunctionType, signatures: Sequence[str], *, fastmath: bool | set[str]) -> None:
         self.function, self.signatures, self._fastmath = function, signatures, fastmath
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self._built: list[tuple[list[_Array], Callable[..., Any]]] | None = None
@@ -99,7 +99,7 @@ class Kernel:
         ]
 
 
-def kernel(*signatures: str, fastmath: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+def kernel(*signatures: str, fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Kernel]:
     """Makes a Kernel of the function below."""
 
     def decorate(function: Callable[..., Any]) -> Kernel:

@@ -29,8 +29,8 @@ DARK_LEVEL = 25.5
 """10 % of full luma."""
 MIN_CONTRAST_LEVELS = 3.0
 """Standard deviation of luma over the hash's cells below which a frame has no hash: noise would decide its bits."""
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""ITU-R BT.601."""
+_LUMA = np.array([299, 587, 114], np.int32)
+"""Thousandths; ITU-R BT.601. Whole numbers: equal pixels have equal luma wherever they stand and on whatever CPU."""
 
 Cells = npt.NDArray[np.float32]
 """[CELLS_HIGH, CELLS_WIDE] luma, full range 0..255."""
@@ -96,4 +96,5 @@ def difference_hash(cells: Cells) -> str | None:
 
 
 def _luma(rgb_HW3: npt.NDArray[np.uint8]) -> Cells:
-    return rgb_HW3 @ _LUMA
+    luma: Cells = (rgb_HW3 * _LUMA).sum(axis=2).astype(np.float32) / np.float32(1000)
+    return luma

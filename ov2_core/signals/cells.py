@@ -13,6 +13,9 @@ from ov2_core.kernel import kernel
 
 CELLS = 7
 """A block's cells a side."""
+CELL_STEP = 0.5
+"""Gray levels that cells as features are rounded to: 49 products of such numbers below 256 are exact in float32, as are their sums
+(fewer than 2^24 quarters), so what is chosen by them does not depend on how a CPU adds."""
 
 
 class CellGrid:
@@ -39,9 +42,21 @@ class CellGrid:
 
 
 def to_block_cells(cells_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """[B, 49] cells of each block, blocks row-major: what evidence is measured in."""
-    rows, columns = cells_HW.shape[0] // CELLS, cells_HW.shape[1] // CELLS
-    return cells_HW.reshape(rows, CELLS, columns, CELLS).transpose(0, 2, 1, 3).reshape(rows * columns, CELLS**2)
+    """[B, 49] cells of each block in steps of CELL_STEP, blocks row-major: what evidence is measured in."""
+    features = np.empty((cells_HW.size // CELLS**2, CELLS**2), np.float32)
+    _to_blocks(cells_HW, features)
+    return features
+
+
+@kernel("float32[:, ::1], float32[:, ::1]")
+def _to_blocks(cells, features):  # type: ignore[no-untyped-def]
+    step, steps = np.float32(CELL_STEP), np.float32(1 / CELL_STEP)
+    columns = cells.shape[1] // CELLS
+    for y in range(cells.shape[0]):
+        for c in range(columns):
+            block, first = y // CELLS * columns + c, y % CELLS * CELLS
+            for x in range(CELLS):
+                features[block, first + x] = np.rint(cells[y, c * CELLS + x] * steps) * step
 
 
 def _edges(length_px: int, parts: int) -> npt.NDArray[np.int64]:

@@ -22,6 +22,8 @@ from ov2_core.tokenizer.structure import held_structure
 
 CAPPED_BLOCKS = 12
 STRONG_PERCENTILE = 90
+WEIGHT_STEP, ACTIVITY_STEP = 2.0**-16, 2.0**-10
+"""What is smoothed is rounded to these first, so that sums over a group are exact in float64 on every CPU."""
 TILE_SIDES = (1, 2, 5)
 """Tried in turn, in blocks."""
 SEAM_MARGIN = 0.02
@@ -126,7 +128,10 @@ def smooth(
     """[K, B] Gaussian mean over time: what swings is most active beside its turning points, and this is highest between them."""
     if sigma_seconds == 0:
         return activity_KB
-    weight_KK = np.exp(-0.5 * ((seconds_K[:, None] - seconds_K) / sigma_seconds) ** 2)
+    weight_KK = (
+        np.rint(np.exp(-0.5 * ((seconds_K[:, None] - seconds_K) / sigma_seconds) ** 2) / WEIGHT_STEP) * WEIGHT_STEP
+    )
+    activity_KB = np.rint(activity_KB / ACTIVITY_STEP) * ACTIVITY_STEP
     result: npt.NDArray[np.float64] = weight_KK @ activity_KB / weight_KK.sum(axis=1, keepdims=True)
     return result
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov2_core.config import TokenizerConfig
+from ov2_core.signals.cells import CELL_STEP
 from ov2_core.signals.frame import BlockSignals
 from ov2_core.tokenizer.blocks import select_evidence, select_saliency
 from ov2_core.tokenizer.hold import hold_costs
@@ -58,9 +59,11 @@ class _Slot:
         self.frames += other.frames
 
     def means(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """[B, F] and [B], over `frames`."""
+        """[B, F] mean in steps of CELL_STEP, and [B] mean squared norm, less what rounding took from the mean's own."""
         total_BF, square_B = self._summed()
-        return total_BF / self.frames, square_B / self.frames
+        mean_BF = total_BF / self.frames
+        rounded_BF = np.rint(mean_BF / CELL_STEP) * CELL_STEP
+        return rounded_BF, square_B / self.frames + (np.square(rounded_BF) - np.square(mean_BF)).sum(axis=1)
 
     def _summed(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         if self.sums is not None:
@@ -117,7 +120,10 @@ class OpenGroup:
         """
         assert self._num_frames is None or self._pushed < self._num_frames
         top = min(TOP_BLOCKS, self._num_blocks)
-        active = np.partition(_activity(signals), -top)[-top:].sum()
+        most = np.sort(
+            np.partition(_activity(signals), -top)[-top:]
+        )  # CPUs partition, and add up, in orders of their own
+        active = most.sum()
         if self._num_frames is None:
             slot = len(self._slots)
         else:

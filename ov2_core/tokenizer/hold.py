@@ -12,6 +12,10 @@ The updates of all blocks share one budget. For a price lambda per update each c
 V[e] = min_s V[s] + C[s, e] + lambda; lambda is searched for the budget, and the few updates left over are given greedily to
 where they help most. Frames that are not candidates count in C as well, through means kept between candidates, so memory does not
 grow with the length of a group.
+
+Every CPU chooses the same blocks. Cells are multiples of CELL_STEP, so that all their products and sums are exact in float32, in
+whatever order a CPU's matrix product takes them; what is rounded is computed as it is written here, so of fastmath only sums that
+are exact may be reordered.
 Source: TOKENIZER.md ("hold-DP on every frame"); Lagrangian allocation after Shoham & Gersho (1988); SSIM: Wang et al. 2004.
 
 Shapes: B blocks, K candidates (0 is the I-canvas), F features.
@@ -24,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov2_core.kernel import kernel
+from ov2_core.signals.cells import CELL_STEP
 
 BISECTION_STEPS = 32
 BRACKET_FACTOR = 16.0
@@ -60,7 +65,8 @@ def hold_costs(
     """Costs of all segments from means between candidates.
 
     Args:
-        feature_KBF: features of the candidates.
+        feature_KBF: features of the candidates. Where these and mean_KBF are multiples of CELL_STEP, the result has the same bits
+            on every CPU.
         mean_KBF, square_KB, frames_K: over the frames from each candidate (included) up to the next: mean features, mean squared
             norm, number.
         structure_share: a, 0..1. SSIM compares with mean_KBF.
@@ -84,7 +90,7 @@ def hold_costs(
     return HoldCosts(cost_BKK, np.asarray(frames_K, np.float64))
 
 
-@kernel("float32[:, :, ::1], float32[:, :, ::1], float32[:, ::1]", fastmath=True)
+@kernel("float32[:, :, ::1], float32[:, :, ::1], float32[:, ::1]", fastmath={"reassoc"})
 def _centred(feature, mean_feature, square):  # type: ignore[no-untyped-def]
     """Features without their block's mean, of which products lose less to rounding, and what SSIM wants to know of them.
 
@@ -99,8 +105,9 @@ def _centred(feature, mean_feature, square):  # type: ignore[no-untyped-def]
     for b in range(blocks):
         mean = 0.0
         for k in range(candidates):
-            mean += feature[k, b].sum()
-        mean /= candidates * features
+            for f in range(features):
+                mean += feature[k, b, f]
+        mean = np.rint(mean / (candidates * features) / CELL_STEP) * CELL_STEP
         level[b] = mean
         for k in range(candidates):
             h1 = h2 = s1 = s2 = 0.0
@@ -118,21 +125,21 @@ def _centred(feature, mean_feature, square):  # type: ignore[no-untyped-def]
     return held, shown, moments, level
 
 
-@kernel("float32[:, :, ::1], float32[:, :, ::1], float32[::1], float32[::1], int64", fastmath=True)
+@kernel("float32[:, :, ::1], float32[:, :, ::1], float32[::1], float32[::1], int64")
 def _if_never_renewed(cross, moments, level, frames, features):  # type: ignore[no-untyped-def]
     """Squared error and lost structure of the whole group if nothing but candidate 0 is shown."""
     error, torn = np.empty(len(frames), np.float32), np.empty(len(frames), np.float32)
     all_error, all_torn = 0.0, 0.0
     for b in range(len(level)):
         _compare(cross[b, 0], moments[b], level[b], frames, features, 0, error, torn)
-        all_error += error.sum()
-        all_torn += torn.sum()
+        for k in range(len(frames)):
+            all_error += error[k]
+            all_torn += torn[k]
     return all_error, all_torn
 
 
 @kernel(
-    "float32[:, :, ::1], float32[:, :, ::1], float32[::1], float32[::1], int64, float64, float64, float32[:, :, ::1]",
-    fastmath=True,
+    "float32[:, :, ::1], float32[:, :, ::1], float32[::1], float32[::1], int64, float64, float64, float32[:, :, ::1]"
 )
 def _accumulate(cross, moments, level, frames, features, share, weight, cost):  # type: ignore[no-untyped-def]
     error, torn = np.empty(len(frames), np.float32), np.empty(len(frames), np.float32)
@@ -146,7 +153,7 @@ def _accumulate(cross, moments, level, frames, features, share, weight, cost):  
                 cost[b, s, k + 1] = total
 
 
-@kernel(fastmath=True)
+@kernel()
 def _compare(cross, moments, level, frames, features, s, error, torn):  # type: ignore[no-untyped-def]
     """What holding candidate s does to a block of the frames of each candidate k >= s: squared error, and 1 - SSIM^2."""
     c1, c2, zero, one, two = np.float32(C1), np.float32(C2), np.float32(0), np.float32(1), np.float32(2)
@@ -198,7 +205,9 @@ def hold_updates(
             if high < low * PRICE_PRECISION:
                 break
             share = math.log(many / budget) / math.log(many / max(few, 1)) if step % 3 else 0.5
-            price = low * (high / low) ** min(max(share, 0.1), 0.9)
+            price = float(
+                np.float32(low * (high / low) ** min(max(share, 0.1), 0.9))
+            )  # logarithms differ in their last bit
         else:
             price *= 1 / BRACKET_FACTOR if high else BRACKET_FACTOR
     if not high:  # every update that is not forced would save more than any price tried

@@ -37,13 +37,15 @@ def held_structure(
     return float(_structure(feature_KBF.reshape(len(feature_KBF), rows, columns, CELLS, CELLS), frames_K, chosen_BK))
 
 
-@kernel("float32[:, :, :, :, ::1], float64[::1], b1[:, ::1]", fastmath=True)
+@kernel("float32[:, :, :, :, ::1], float64[::1], b1[:, ::1]")
 def _structure(cells, frames, chosen):  # type: ignore[no-untyped-def]
     candidates, rows, columns = cells.shape[:3]
     height, width = rows * CELLS, columns * CELLS
     held = np.empty((height, width), np.float32)
     shown = np.empty((height, width), np.float32)
     sums = np.empty((5, width), np.float32)
+    squared = np.empty((width - 1) // COLUMN_STEP, np.float32)
+    c1, c2, zero, two, ninth = np.float32(C1), np.float32(C2), np.float32(0), np.float32(2), np.float32(1 / 9)
     total = weight = 0.0
     for k in range(candidates):
         for r in range(rows):
@@ -53,7 +55,7 @@ def _structure(cells, frames, chosen):  # type: ignore[no-untyped-def]
                 shown[y : y + CELLS, x : x + CELLS] = block
                 if k == 0 or chosen[r * columns + c, k]:
                     held[y : y + CELLS, x : x + CELLS] = block
-        similar, count = 0.0, 0
+        squared[:] = 0.0
         for y in range(0, height - 2, ROW_STEP):
             for x in range(width):
                 a0, a1, a2 = held[y, x], held[y + 1, x], held[y + 2, x]
@@ -63,15 +65,15 @@ def _structure(cells, frames, chosen):  # type: ignore[no-untyped-def]
                 sums[2, x] = a0 * a0 + a1 * a1 + a2 * a2
                 sums[3, x] = b0 * b0 + b1 * b1 + b2 * b2
                 sums[4, x] = a0 * b0 + a1 * b1 + a2 * b2
-            for x in range(0, width - 2, COLUMN_STEP):
-                a = (sums[0, x] + sums[0, x + 1] + sums[0, x + 2]) / 9
-                b = (sums[1, x] + sums[1, x + 1] + sums[1, x + 2]) / 9
-                aa = (sums[2, x] + sums[2, x + 1] + sums[2, x + 2]) / 9 - a * a
-                bb = (sums[3, x] + sums[3, x + 1] + sums[3, x + 2]) / 9 - b * b
-                ab = (sums[4, x] + sums[4, x + 1] + sums[4, x + 2]) / 9 - a * b
-                one = (2 * a * b + C1) * (2 * ab + C2) / ((a * a + b * b + C1) * (aa + bb + C2))
-                similar += max(one, 0.0) ** 2
-                count += 1
-        total += frames[k] * similar / count
+            for w in range(len(squared)):
+                x = w * COLUMN_STEP
+                a = (sums[0, x] + sums[0, x + 1] + sums[0, x + 2]) * ninth
+                b = (sums[1, x] + sums[1, x + 1] + sums[1, x + 2]) * ninth
+                aa = (sums[2, x] + sums[2, x + 1] + sums[2, x + 2]) * ninth - a * a
+                bb = (sums[3, x] + sums[3, x + 1] + sums[3, x + 2]) * ninth - b * b
+                ab = (sums[4, x] + sums[4, x + 1] + sums[4, x + 2]) * ninth - a * b
+                one = (two * a * b + c1) * (two * ab + c2) / ((a * a + b * b + c1) * (aa + bb + c2))
+                squared[w] += max(one, zero) * max(one, zero)
+        total += frames[k] * squared.sum()
         weight += frames[k]
-    return total / weight
+    return total / weight / (len(range(0, height - 2, ROW_STEP)) * len(squared))

@@ -84,12 +84,12 @@ def test_cells_of_a_bright_wide_plane_are_means_too(rng):
     assert cells == pytest.approx(np.array(naive), rel=1e-5)
 
 
-def test_block_cells_are_row_major(rng):
-    cells = rng.random((14, 21)).astype(np.float32)
+def test_block_cells_are_row_major_and_multiples_of_a_half(rng):
+    cells = (rng.random((14, 21)) * 255).astype(np.float32)
     blocks = to_block_cells(cells)
     for b in range(6):
         r, c = b // 3 * 7, b % 3 * 7
-        assert (blocks[b].reshape(7, 7) == cells[r : r + 7, c : c + 7]).all()
+        assert (blocks[b].reshape(7, 7) == np.rint(cells[r : r + 7, c : c + 7] * 2) / 2).all()
 
 
 @pytest.mark.parametrize(

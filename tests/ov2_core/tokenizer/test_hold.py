@@ -49,6 +49,18 @@ def test_hold_costs_equal_the_naive_sum():
                 )
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_costs_are_the_same_bits_in_whatever_order_cells_are_summed(share):
+    """As CPUs differ in how a matrix product adds."""
+    rng = np.random.default_rng(2)
+    cells, means = np.rint(rng.random((2, 9, 30, 49)) * 510).astype(np.float32) / 2
+    square, frames = (means**2).sum(axis=2) + 7, np.arange(1.0, 10)
+    order = rng.permutation(49)
+    before = hold_costs(cells, means, square, frames, structure_share=share)
+    reordered = hold_costs(cells[:, :, order], means[:, :, order], square, frames, structure_share=share)
+    np.testing.assert_array_equal(before.cost_BKK, reordered.cost_BKK)
+
+
 def squared_ssim(a, b):
     covariance = ((a - a.mean()) * (b - b.mean())).mean()
     top = (2 * a.mean() * b.mean() + 6.5025) * (2 * covariance + 58.5225)
