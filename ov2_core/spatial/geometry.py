@@ -3,6 +3,8 @@
 Plain numpy on float64; a trailing 2 or 3 of a shape is a vector. The checker does not use this file: it has paths of its own.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,12 +23,18 @@ def look_at(eye_m: npt.ArrayLike, target_m: npt.ArrayLike) -> Array:
     eye, target = np.asarray(eye_m, np.float64), np.asarray(target_m, np.float64)
     forward = target - eye
     right = np.cross(forward, UP)
-    if np.linalg.norm(right) < 1e-9:
+    if length(right) < 1e-9:
         raise ValueError(f"a level camera cannot look straight up or down: eye {eye}, target {target}")
-    forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
+    forward, right = forward / length(forward), right / length(right)
     matrix = np.eye(4)
     matrix[:3, 0], matrix[:3, 1], matrix[:3, 2], matrix[:3, 3] = right, np.cross(forward, right), forward, eye
     return matrix
+
+
+def length(vector_3: Array) -> float:
+    """Euclidean norm; the same bits on every CPU, which numpy's, through BLAS, does not promise."""
+    x, y, z = vector_3.tolist()
+    return math.sqrt(x * x + y * y + z * z)
 
 
 def invert_rigid(a_from_b: Array) -> Array:

@@ -185,7 +185,7 @@ def _put(rng: np.random.Generator, label: str, carrier: _Thing, things: list[_Th
     local = np.array([*rng.uniform(-room, room), 0.0])
     if carrier.label in ROUND:
         local *= 0.5
-    xy = (yaw_matrix(carrier.yaw) @ local)[:2] + carrier.center[:2]
+    xy = (yaw_matrix(carrier.yaw) * local).sum(axis=1)[:2] + carrier.center[:2]
     yaw = round(rng.uniform(-np.pi, np.pi), 3)
     thing = _Thing(label, _color(rng, label, things), np.round([*xy, z], 3), size, yaw, label)
     thing.parts = _parts(label, size)
@@ -325,7 +325,9 @@ def _render(
     colors = np.array([COLORS[solid[1].color] for solid in solids], np.float64)
     textures = np.array([hash_text(solid[1].label) % 4 for solid in solids])
     ids = np.array([solid[0] for solid in solids])
-    offsets = np.array([yaw_matrix(solid[1].yaw) @ solid[3] for solid in solids])
+    offsets = np.array(
+        [(yaw_matrix(solid[1].yaw) * solid[3]).sum(axis=1) for solid in solids]
+    )  # no BLAS: the same on every CPU
     bounds = np.array([0.0, 0.0, 0.0, *room])
     warm = rng.uniform(0.85, 1.0, (3, 3))
     room_colors = np.array([[150, 112, 78], [188, 184, 170], [222, 222, 220]]) * warm

@@ -1,8 +1,8 @@
-"""Tokens do not depend on the CPU: one clip in processes that are told that this machine is another.
+"""Tokens and drawn scenes do not depend on the CPU: a clip and some rooms in processes that are told that this machine is another.
 
 OpenBLAS has kernels for each kind of CPU, which add in orders of their own; NumPy sorts and takes exponentials by AVX-512 where it
 finds it; numba compiles for the host; FFmpeg decodes and scales by what it finds. Before cells were rounded and sums exact, this
-clip had other blocks with SkylakeX's and Prescott's matrix products than with Zen's.
+clip had other blocks with SkylakeX's and Prescott's matrix products than with Zen's, and half of all scenes other poses.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from numpy._core import _multiarray_umath as numpy_cpu
 
 from ov2_core.evals.clips import write_rope_clip
 
-TOKENIZE = """
+MAKE = """
 import ctypes, hashlib, json, os, sys
 import av
 if "FFMPEG_FLAGS" in os.environ:
@@ -30,6 +30,11 @@ digests = {}
 for name in sys.argv[2:]:
     made = tokenize_video(sys.argv[1], recipe(name).tokenizer)
     digests[name] = hashlib.sha256(made.positions_NP3.tobytes() + made.images_NHW3.tobytes()).hexdigest()
+from ov2_core.spatial.procedural import make_scene
+for number in range(12):
+    scene = make_scene(3, number, num_frames=4, width_px=64, height_px=48)
+    content = scene.record.model_dump_json().encode() + scene.depth_FHW.tobytes() + scene.rgb_FHW3.tobytes()
+    digests[f"scene {number}"] = hashlib.sha256(content).hexdigest()
 print(json.dumps(digests))
 """
 FLAGS = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
@@ -43,7 +48,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="kinds of
 
 def digests(clip: Path, **environment: str) -> dict[str, str]:
     done = subprocess.run(
-        [sys.executable, "-c", TOKENIZE, str(clip), "evidence-16", "evidence-32", "codec-16"],
+        [sys.executable, "-c", MAKE, str(clip), "evidence-16", "evidence-32", "codec-16"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -66,12 +71,12 @@ def here(clip: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind, flag in BLAS_NEEDS.items() if flag in FLAGS])
-def test_any_matrix_product_gives_the_same_tokens(clip: Path, here: dict[str, str], kind: str) -> None:
+def test_any_matrix_product_gives_the_same(clip: Path, here: dict[str, str], kind: str) -> None:
     assert digests(clip, OPENBLAS_CORETYPE=kind) == here
 
 
 @pytest.mark.parametrize("kind", FFMPEG_FLAGS)
-def test_any_instruction_set_of_the_decoder_gives_the_same_tokens(clip: Path, here: dict[str, str], kind: str) -> None:
+def test_any_instruction_set_of_the_decoder_gives_the_same(clip: Path, here: dict[str, str], kind: str) -> None:
     found = list(Path(av.__file__).parents[1].glob("av.libs/libavutil*"))
     if not found:
         pytest.skip("PyAV's own libavutil is not where wheels have it")
@@ -79,13 +84,13 @@ def test_any_instruction_set_of_the_decoder_gives_the_same_tokens(clip: Path, he
     assert digests(clip, LIBAVUTIL=str(found[0]), FFMPEG_FLAGS=str(flags)) == here
 
 
-def test_numpy_at_its_baseline_gives_the_same_tokens(clip: Path, here: dict[str, str]) -> None:
+def test_numpy_at_its_baseline_gives_the_same(clip: Path, here: dict[str, str]) -> None:
     known = numpy_cpu.__cpu_features__
     there = " ".join(name for name in numpy_cpu.__cpu_dispatch__ if known[name])
     assert digests(clip, NPY_DISABLE_CPU_FEATURES=there) == here
 
 
-def test_kernels_compiled_for_any_x86_give_the_same_tokens(clip: Path, here: dict[str, str], tmp_path: Path) -> None:
+def test_kernels_compiled_for_any_x86_give_the_same(clip: Path, here: dict[str, str], tmp_path: Path) -> None:
     generic = {
         "OV2_KERNELS": "jit",
         "NUMBA_CPU_NAME": "x86-64",
