@@ -40,7 +40,7 @@ from ov2_core.storage.layout import INDEX_DIR, RUN_JSON
 from pipelines.chunk_feed import ChunkFeed
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
-from pipelines.run_identity import claim_run, code_version
+from pipelines.run_identity import Installation, claim_run, code_version, library_versions
 from pipelines.scheduling import Scheduler, drive
 from schemas.run import RunRecord
 from schemas.stage import StageRecord
@@ -170,14 +170,12 @@ def _run_record(
         "lengths": "bound" if options.model is None else "exact",
         "sources": [configs.to_dict(state.spec) for state in states],
     }
-    from importlib import metadata
-
     return RunRecord(
         recipe=f"curriculum-{config.name}",
         config=fields,
         config_digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(),
         code_version=code_version(CURRICULUM_ROOTS),
-        library_versions={name: metadata.version(name) for name in LIBRARIES},
+        library_versions=library_versions(LIBRARIES),
         manifest_uri=options.sources,
         manifest_digest=digest.hexdigest(),
         created_unix_seconds=round(time.time(), 3),
@@ -229,7 +227,11 @@ def _measure(
     counters = Counters("curriculum", num_items=sum(num for _, num, _ in rounds))
     job = MeasureJob(store=store, config=config, options=options, specs=[state.spec for state, _, _ in rounds])
     feed = ChunkFeed(store, rounds, counters)
-    with open_executor(job, run_options) as (executor, num_workers), show(counters, run_options.progress) as redraw:
+    installation = Installation.here(CURRICULUM_ROOTS, libraries=LIBRARIES)
+    with (
+        open_executor(job, run_options, installation) as (executor, num_workers),
+        show(counters, run_options.progress) as redraw,
+    ):
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=run_options.deadlines)
 
         def tick() -> None:

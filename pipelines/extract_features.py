@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from ov2_core.features.layout import config_digest
@@ -37,9 +36,11 @@ from pipelines.progress import Counters
 from pipelines.run_identity import (
     FEATURE_LEAVES,
     FEATURE_ROOTS,
+    Installation,
     check_same_run,
     claim_run,
     code_version,
+    library_versions,
     load_run_record,
 )
 from pipelines.scheduling import Scheduler, drive
@@ -183,7 +184,7 @@ def _run_record(run: SourceRun, config: FeatureConfig) -> RunRecord:
         config=fields,
         config_digest=config_digest(config),
         code_version=code_version(FEATURE_ROOTS, FEATURE_LEAVES),
-        library_versions={name: metadata.version(name) for name in LIBRARIES},
+        library_versions=library_versions(LIBRARIES),
         manifest_uri=run.root,
         manifest_digest=run.digest,
         created_unix_seconds=round(time.time(), 3),
@@ -211,7 +212,8 @@ def _make_missing(
         num_threads=None if run_options.workers == 0 else 1,
     )
     feed = FeatureFeed(source, missing, counters, totals, seconds_per_token=_seconds_per_token(options))
-    with open_executor(job, run_options) as (executor, num_workers):
+    installation = Installation.here(FEATURE_ROOTS, FEATURE_LEAVES, libraries=LIBRARIES)
+    with open_executor(job, run_options, installation) as (executor, num_workers):
         num_workers = min(num_workers, len(missing))
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=run_options.deadlines)
         with observed(store, counters, scheduler, run_options.progress) as tick:

@@ -16,7 +16,6 @@ import os
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from typing import Any
 
 from ov2_core.errors import BadItemError
@@ -42,7 +41,14 @@ from ov2_core.storage.layout import RECORDS_DIR, SPATIAL_RECIPE
 from ov2_core.storage.writer import Member, canonical_json, write_tar
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
-from pipelines.run_identity import check_same_run, claim_run, code_version, load_run_record
+from pipelines.run_identity import (
+    Installation,
+    check_same_run,
+    claim_run,
+    code_version,
+    library_versions,
+    load_run_record,
+)
 from pipelines.scheduling import Scheduler, drive
 from pipelines.tasks import Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
@@ -106,7 +112,7 @@ def generate_spatial_qa(
         | {"num_scenes": source.count, "export": None if export_folder is None else os.path.abspath(export_folder)},
         config_digest=digest,
         code_version=code_version(SPATIAL_ROOTS),
-        library_versions={name: metadata.version(name) for name in LIBRARIES},
+        library_versions=library_versions(LIBRARIES),
         manifest_uri=source.text,
         manifest_digest=source.digest,
         created_unix_seconds=round(time.time(), 3),
@@ -127,7 +133,10 @@ def generate_spatial_qa(
         feed = SceneFeed(source, recipe, missing, counters, totals)
         with (
             session(options),
-            open_executor(job, options) as (executor, num_workers),
+            open_executor(job, options, Installation.here(SPATIAL_ROOTS, libraries=LIBRARIES)) as (
+                executor,
+                num_workers,
+            ),
             show(counters, options.progress) as redraw,
         ):
             scheduler = Scheduler(feed, num_workers=min(num_workers, len(missing)), deadlines=options.deadlines)

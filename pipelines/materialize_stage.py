@@ -21,7 +21,7 @@ from ov2_core.storage.index import write_index
 from ov2_core.storage.writer import Member, write_tar
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters, show
-from pipelines.run_identity import code_version
+from pipelines.run_identity import Installation, code_version
 from pipelines.scheduling import Scheduler, drive
 from pipelines.tasks import RunStoppedError, Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
@@ -60,7 +60,11 @@ def materialize(store: Store, record: StageRecord, *, shard_bytes: int, run_opti
     if missing:
         job = MaterializeJob(store, record)
         feed = SpanFeed(missing, counters)
-        with open_executor(job, run_options) as (executor, num_workers), show(counters, run_options.progress) as redraw:
+        installation = Installation.here(SHARD_ROOTS)
+        with (
+            open_executor(job, run_options, installation) as (executor, num_workers),
+            show(counters, run_options.progress) as redraw,
+        ):
             scheduler = Scheduler(feed, num_workers=min(num_workers, len(missing)), deadlines=run_options.deadlines)
             drive(executor, scheduler, clock=time.monotonic, on_tick=redraw)
     collect_orphans(store)

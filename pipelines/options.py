@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.inline import InlineExecutor
+from pipelines.run_identity import Installation
 from pipelines.runtime import Job, RayExecutor, cluster_cpus, cluster_gpus, ray_session
 from pipelines.tasks import DeadlinePolicy, Executor
 
@@ -46,8 +47,12 @@ def session(options: RunOptions) -> AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def open_executor(job: Job, options: RunOptions) -> Iterator[tuple[Executor, int]]:
-    """(executor, number of workers) for a job; the workers are gone when the context closes."""
+def open_executor(job: Job, options: RunOptions, installation: Installation) -> Iterator[tuple[Executor, int]]:
+    """(executor, number of workers) for a job; the workers are gone when the context closes.
+
+    Args:
+        installation: what the job's results depend on; workers on other nodes must have the same.
+    """
     if options.workers == 0:
         yield InlineExecutor(job), 1
         return
@@ -59,7 +64,12 @@ def open_executor(job: Job, options: RunOptions) -> Iterator[tuple[Executor, int
                 f"workers want {options.gpus_per_worker:g} GPU each, but Ray sees {cluster_gpus():g}; take --device cpu"
             )
         follow = options.workers is None and options.address is not None
-        executor = RayExecutor(job, gpus_per_worker=options.gpus_per_worker, places=places if follow else None)
+        executor = RayExecutor(
+            job,
+            installation=installation,
+            gpus_per_worker=options.gpus_per_worker,
+            places=places if follow else None,
+        )
         try:
             yield executor, num_workers
         finally:

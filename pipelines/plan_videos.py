@@ -35,7 +35,7 @@ from ov2_core.storage.files import Store
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
-from pipelines.run_identity import check_same_plan, code_version, library_versions, load_run_record
+from pipelines.run_identity import Installation, check_same_plan, code_version, library_versions, load_run_record
 from pipelines.scheduling import Scheduler, drive
 from pipelines.tasks import Task, Verdict
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
@@ -106,7 +106,8 @@ def probe_all(
     """Probes the feed's rows until it is finished."""
     if options.probe_cache is not None:
         probe = CachedProbe(os.path.abspath(options.probe_cache), f"{code_version(PROBE_ROOTS)} {library_versions()}")
-    with open_executor(ProbeJob(config, feed.manifest_uri, probe), options) as (executor, num_workers):
+    job, installation = ProbeJob(config, feed.manifest_uri, probe), Installation.here(PROBE_ROOTS)
+    with open_executor(job, options, installation) as (executor, num_workers):
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
         with observed(store, counters, scheduler, options.progress) as tick:
             drive(executor, scheduler, clock=time.monotonic, on_tick=tick)

@@ -1,12 +1,14 @@
 """What a run is: the record that a resume compares itself with, so that nothing is silently mixed.
 
-Enters: recipe, config, manifest. Leaves: a RunRecord, or a ValueError that names every field in which two differ.
+Enters: recipe, config, manifest. Leaves: a RunRecord, or a ValueError that names every field in which two differ. The same of a
+worker: an Installation, which a process on another node holds against its own.
 """
 
 import ast
 import functools
 import hashlib
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,16 +34,53 @@ FEATURE_LEAVES = ("ov2_core.model", "ov2_core.model.onevision", "ov2_core.model.
 _PACKAGES = {"schemas": schemas, "ov2_core": ov2_core}
 
 
+class WrongInstallationError(RuntimeError):
+    """A worker has other code or libraries than the driver."""
+
+
 @functools.cache
 def code_version(roots: tuple[str, ...] = ROOTS, leaves: tuple[str, ...] = ()) -> str:
     """Package version + digest of the sources that decide shard bytes: those that the roots import, directly or not.
 
     Other packages of ov2_core (report, model, ...) may change without a run being refused for it.
     """
+    return _version_of(tuple(source_closure(roots, leaves)))
+
+
+def _version_of(modules: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for name, path in sorted(source_closure(roots, leaves).items()):
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    for name in sorted(modules):
+        path = _source_of(name)
+        digest.update(f"{name}\0".encode() + (path.read_bytes() if path else b"") + b"\0")
     return f"{metadata.version('ov2-pipeline')}+{digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Code and libraries that decide what a run writes, as its driver has them."""
+
+    modules: tuple[str, ...]
+    code_version: str
+    library_versions: dict[str, str]
+
+    @classmethod
+    def here(
+        cls, roots: tuple[str, ...] = ROOTS, leaves: tuple[str, ...] = (), *, libraries: tuple[str, ...] = LIBRARIES
+    ) -> "Installation":
+        """Of this process; see code_version."""
+        return cls(tuple(source_closure(roots, leaves)), code_version(roots, leaves), library_versions(libraries))
+
+    def check(self) -> None:
+        """Raises WrongInstallationError unless the process at hand has the same."""
+        differences = [
+            *_differences("code_version", _version_of(self.modules), self.code_version),
+            *_differences("library_versions", library_versions(tuple(self.library_versions)), self.library_versions),
+        ]
+        if differences:
+            raise WrongInstallationError(
+                f"another installation than the driver's: {'; '.join(differences)} "
+                "(there: the worker's, here: the driver's); install one release on all nodes"
+            )
 
 
 def source_closure(roots: tuple[str, ...], leaves: tuple[str, ...] = ()) -> dict[str, Path]:
@@ -78,9 +117,16 @@ def _source_of(module: str) -> Path | None:
     return None
 
 
-def library_versions() -> dict[str, str]:
-    """Installed versions of LIBRARIES."""
-    return {name: metadata.version(name) for name in LIBRARIES}
+def library_versions(libraries: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
+    """Installed versions."""
+    return {name: _installed(name) for name in libraries}
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def make_run_record(config: RunConfig, *, manifest_uri: str, manifest_digest: str) -> RunRecord:

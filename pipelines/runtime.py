@@ -28,6 +28,7 @@ from ray import exceptions as ray_errors
 
 from ov2_core.make_sample import TransientItemError
 from pipelines.memory_guard import LOOK_SECONDS, MemoryGuard
+from pipelines.run_identity import Installation, WrongInstallationError
 from pipelines.tasks import Cause, Done, Event, Failed, Ready, RunStoppedError, Task
 
 log = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ class RayExecutor:
     """Workers as actors; see tasks.Executor.
 
     Args:
+        installation: that every worker must have before it is given anything; one that has another does not start.
         places: how many workers the cluster holds now, where their number shall follow it.
     """
 
@@ -200,6 +202,7 @@ class RayExecutor:
         self,
         job: Job,
         *,
+        installation: Installation | None = None,
         gpus_per_worker: float = 0.0,
         guard: MemoryGuard | None = None,
         places: Callable[[], int] | None = None,
@@ -208,6 +211,7 @@ class RayExecutor:
         self._gpus_per_worker = gpus_per_worker
         self._guard = guard or MemoryGuard()
         self._job = ray.put(_by_bytes(job))
+        self._installation = installation
         self._actor_class: Any = ray.remote(_Worker)
         self._actors: dict[int, Any] = {}
         self._calls: dict[int, deque[tuple[Any, Any]]] = {}
@@ -218,7 +222,7 @@ class RayExecutor:
         self._drop(worker)
         actor = self._actor_class.options(
             max_restarts=0, max_task_retries=0, num_cpus=1, num_gpus=self._gpus_per_worker
-        ).remote(self._job, self._guard)
+        ).remote(self._job, self._guard, self._installation)
         self._actors[worker] = actor
         self._calls[worker] = deque([(actor.ready.remote(), None)])
 
@@ -276,9 +280,9 @@ class RayExecutor:
 class _Worker:
     """Runs the job on a thread of its own, always the same one, and looks after its memory meanwhile."""
 
-    def __init__(self, job: bytes, guard: MemoryGuard) -> None:
+    def __init__(self, job: bytes, guard: MemoryGuard, installation: Installation | None) -> None:
         os.environ.update(ONE_THREAD)
-        self._job: Job = pickle.loads(job)
+        self._pickled, self._installation = job, installation
         self._guard = guard
         self._calls: queue.SimpleQueue[tuple[Future[Any], Any, tuple[Any, ...]]] = queue.SimpleQueue()
         threading.Thread(
@@ -286,8 +290,17 @@ class _Worker:
         ).start()  # daemon: a worker told to stop does not wait
 
     def ready(self) -> int:
-        self._call(self._job.warm_up)
+        self._call(self._begin)
         return os.getpid()
+
+    def _begin(self) -> None:
+        if self._installation is not None:
+            try:
+                self._installation.check()
+            except WrongInstallationError as error:
+                raise WrongInstallationError(f"node {ray.util.get_node_ip_address()} has {error}") from None
+        self._job: Job = pickle.loads(self._pickled)
+        self._job.warm_up()
 
     @ray.method(num_returns=2)
     def run(self, payload: Any) -> tuple[Any, Any]:
@@ -332,6 +345,8 @@ def _explain(error: Exception) -> tuple[Cause, str, bool]:
             return "transient_error", str(inner), True
         if isinstance(inner, ObjectLostError):
             return "object_lost", str(inner), True
+        if isinstance(inner, WrongInstallationError):
+            return "internal_error", str(inner), False
         if isinstance(inner, MemoryError):
             return "out_of_memory", f"MemoryError: {inner}", False
         return "internal_error", f"{type(inner).__name__}: {inner}"[-1500:], True

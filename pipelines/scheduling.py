@@ -29,6 +29,7 @@ Workers that find nothing to do for RELEASE_SECONDS are let go, so that a cluste
 run; each task at work keeps an idle one for its copy. Those let go are started again when there is more to do than workers.
 """
 
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -50,7 +51,9 @@ from schemas.shard import QuarantineReason
 MAX_TRANSIENT = 4
 MAX_NODE_LOSSES = 8
 MAX_UNBLAMED_FAILURES = 4
+log = logging.getLogger(__name__)
 MAX_START_FAILURES = 5
+"""A worker, on average, without any task done meanwhile."""
 FRESH_WAIT_SECONDS = 60.0
 GROW_SECONDS = 10.0
 """How often a cluster is asked whether it has room for more workers."""
@@ -110,6 +113,7 @@ class Scheduler:
         self._stragglers: list[Task] = []
         """Of this step, the longest at work last."""
         self._start_failures = 0
+        self._start_message = ""
         self._began: float | None = None
         self._ever_ready = False
 
@@ -143,6 +147,7 @@ class Scheduler:
         """A worker has finished its task."""
         if self.workers[number].task is None:
             return  # its task's other copy ended in the same moment
+        self._start_failures = 0  # one node that starts none does not stop a run in which others get on
         task = self._release(number, now, alive=True)
         for other in self._holders(task):
             self._release(other, now, alive=False)  # started anew, which kills what is there
@@ -155,6 +160,9 @@ class Scheduler:
                 return  # its task's other copy ended in the same moment; it is to be replaced anyway
             self.workers[number] = _Worker(state="starting", since=-1.0)
             self._start_failures += 1
+            if message != self._start_message:
+                log.warning("a worker does not start: %s", message)
+                self._start_message = message
             if self._start_failures >= MAX_START_FAILURES * len(self.workers):
                 raise RunStoppedError(f"workers fail to start; the last one said: {message}")
             return

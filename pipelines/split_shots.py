@@ -22,10 +22,12 @@ from ov2_core.storage.files import Store
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
+from pipelines.run_identity import Installation
 from pipelines.scheduling import Scheduler, drive
 from pipelines.tasks import Task, Verdict
 
 log = logging.getLogger(__name__)
+SPLIT_ROOTS = ("ov2_core.split_row",)
 WINDOW_ROWS = 1024
 SPLIT_CPU_SECONDS = 10.0
 """A guess, for deadlines: nothing is known of a file before it is opened."""
@@ -61,7 +63,7 @@ def split_shots(manifest_uri: str, out_uri: str, config: SplitConfig, options: R
         path = os.path.join(scratch, "rows.jsonl")
         with open(path, "w", encoding="utf-8") as file:
             feed = SplitFeed(items, manifest_uri, file, counters)
-            with open_executor(SplitJob(config), options) as (executor, num_workers):
+            with open_executor(SplitJob(config), options, Installation.here(SPLIT_ROOTS)) as (executor, num_workers):
                 scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
                 with observed(None, counters, scheduler, options.progress) as tick:
                     drive(executor, scheduler, clock=time.monotonic, on_tick=tick)

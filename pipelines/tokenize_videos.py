@@ -38,6 +38,7 @@ from pipelines.options import RunOptions, open_executor, session
 from pipelines.plan_videos import plan_videos
 from pipelines.progress import Counters
 from pipelines.run_identity import (
+    Installation,
     check_same_plan,
     check_same_run,
     claim_run,
@@ -164,7 +165,7 @@ def _make_missing(
     job = TokenizeJob(
         config=config, store=store, config_digest=configs.digest(config), code_version=code_version(), make=make
     )
-    with open_executor(job, options) as (executor, num_workers):
+    with open_executor(job, options, Installation.here()) as (executor, num_workers):
         feed = ShardFeed(
             group_by_shard(rounds.iter_rows(skip_shards=before)), counters, **_open_limits(num_workers, options)
         )

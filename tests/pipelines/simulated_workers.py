@@ -63,6 +63,8 @@ class FakeExecutor:
 
     seed: int = 0
     unstartable: bool = False
+    bad_places: frozenset[int] = frozenset()
+    """Workers that never start."""
     now: float = 0.0
     workers: dict[int, FakeWorker] = field(default_factory=dict)
     tries: Counter[str] = field(default_factory=Counter)
@@ -119,7 +121,7 @@ class FakeExecutor:
         if waiting:
             number = min(waiting, key=lambda n: self.workers[n].since)
         if number in starting:
-            if self.unstartable:
+            if self.unstartable or number in self.bad_places:
                 return [Failed(number, "worker_died", "no such image", False)]
             self.workers[number].ready = True
             return [Ready(number)]

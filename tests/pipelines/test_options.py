@@ -8,10 +8,11 @@ import pytest
 
 from pipelines import options
 from pipelines.options import RunOptions, open_executor
+from pipelines.run_identity import Installation
 
 
 class FakeRay:
-    def __init__(self, job: Any, *, gpus_per_worker: float, places: Callable[[], int] | None) -> None:
+    def __init__(self, job: Any, *, places: Callable[[], int] | None, **_: Any) -> None:
         self.num_places = places or (lambda: 0)
 
     def close(self) -> None:
@@ -30,7 +31,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def open_with(**given: Any) -> tuple[Any, int]:
-    with open_executor(None, RunOptions(**given)) as found:  # type: ignore[arg-type]
+    with open_executor(None, RunOptions(**given), Installation.here()) as found:  # type: ignore[arg-type]
         return found
 
 

@@ -1,11 +1,23 @@
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ov2_core.config import recipe, with_overrides
 from ov2_core.storage.files import Store
-from pipelines.run_identity import ROOTS, check_same_run, claim_run, make_run_record, source_closure
+from pipelines import run_identity
+from pipelines.run_identity import (
+    ROOTS,
+    Installation,
+    WrongInstallationError,
+    check_same_run,
+    claim_run,
+    make_run_record,
+    source_closure,
+)
 
 
 def test_closure_holds_all_modules_that_making_a_sample_loads() -> None:
@@ -37,6 +49,28 @@ def test_other_library_version_is_named() -> None:
     newer = record.model_copy(update={"library_versions": {**record.library_versions, "av": "99"}})
     with pytest.raises(ValueError, match=r"library_versions\.av: .* there, '99' here"):
         check_same_run(record, newer, where="RUN")
+
+
+def test_a_worker_with_other_code_or_libraries_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Installation.here()
+    assert "ov2_core.tokenizer.hold" in here.modules
+    here.check()
+    pickle.loads(pickle.dumps(here)).check()
+    other = replace(here, library_versions={**here.library_versions, "av": "1.2", "not-there": "3"})
+    with pytest.raises(
+        WrongInstallationError, match=r"library_versions\.av: .* there, '1\.2' here.*not-there: 'missing' there"
+    ):
+        other.check()
+
+    changed = tmp_path / "hold.py"
+    changed.write_bytes(run_identity._source_of("ov2_core.tokenizer.hold").read_bytes() + b"\n")
+    source_of = run_identity._source_of
+    monkeypatch.setattr(run_identity, "_source_of", lambda name: changed if name.endswith(".hold") else source_of(name))
+    with pytest.raises(WrongInstallationError, match=r"code_version: .* there, .* here"):
+        here.check()
+    monkeypatch.setattr(run_identity, "_source_of", lambda name: None if name.endswith(".hold") else source_of(name))
+    with pytest.raises(WrongInstallationError, match="code_version"):
+        here.check()
 
 
 def test_storage_that_replaces_what_is_to_be_created_is_refused() -> None:

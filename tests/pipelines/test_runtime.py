@@ -1,12 +1,14 @@
 """Workers on Ray: what is reported, and in which order."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pipelines.run_identity import Installation
 from pipelines.scheduling import Scheduler, drive
-from pipelines.tasks import DeadlinePolicy, Task, Verdict
+from pipelines.tasks import DeadlinePolicy, RunStoppedError, Task, Verdict
 
 
 class EchoFeed:
@@ -60,10 +62,38 @@ def test_every_task_gets_its_own_result_whichever_ray_tells_of_first(
     monkeypatch.setattr(runtime.ray, "wait", last_first)
     monkeypatch.setattr(runtime, "FEW_WAITING", few_waiting)
     feed = EchoFeed([f"v{number}" for number in range(12)])
-    executor = runtime.RayExecutor(Echo())
+    executor = runtime.RayExecutor(Echo(), installation=Installation.here())
     scheduler = Scheduler(feed, num_workers=2, deadlines=DeadlinePolicy())
     try:
         drive(executor, scheduler, clock=time.monotonic, on_tick=lambda: None)
     finally:
         executor.close()
     assert feed.found == {name: name for name in feed.found}
+
+
+@pytest.mark.ray
+def test_a_worker_with_another_installation_is_given_nothing(local_ray: None) -> None:
+    from pipelines import runtime
+
+    class Untouchable:
+        """A job that must not even be unpickled, and cannot be."""
+
+        def __reduce__(self) -> Any:
+            return exec, ("raise AssertionError('the job was unpickled')",)
+
+        def warm_up(self) -> None:
+            """Never called."""
+
+        def run(self, payload: str) -> tuple[str, None]:
+            raise AssertionError
+
+    here = Installation.here()
+    other = replace(here, library_versions={**here.library_versions, "numpy": "0.1"})
+    executor = runtime.RayExecutor(Untouchable(), installation=other)
+    scheduler = Scheduler(EchoFeed(["v0"]), num_workers=1, deadlines=DeadlinePolicy())
+    expected = r"workers fail to start; .* node [\d.]+ has another installation .*numpy: '[\d.]+' there, '0\.1' here"
+    try:
+        with pytest.raises(RunStoppedError, match=expected):
+            drive(executor, scheduler, clock=time.monotonic, on_tick=lambda: None)
+    finally:
+        executor.close()

@@ -12,6 +12,7 @@ from simulated_workers import FakeExecutor, ListFeed
 from pipelines.scheduling import (
     DIVIDE_AT_ONCE_SECONDS,
     GROW_SECONDS,
+    MAX_START_FAILURES,
     QUEUE_BEHIND_SECONDS,
     STRAGGLER_SHARE,
     Scheduler,
@@ -112,6 +113,25 @@ def test_workers_that_never_start_stop_the_run() -> None:
     scheduler = Scheduler(ListFeed([Task("a", "good", 1.0)]), num_workers=2, deadlines=DEADLINES)
     with pytest.raises(RunStoppedError, match="fail to start; the last one said: no such image"):
         drive(executor, scheduler, clock=lambda: executor.now, on_tick=lambda: None)
+
+
+def test_a_place_where_no_worker_starts_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    executor = FakeExecutor(bad_places=frozenset({1}))
+    feed = ListFeed([Task(str(number), "good", 1.0) for number in range(60)])
+    scheduler = Scheduler(feed, num_workers=2, deadlines=DEADLINES)
+    starts = 0
+    start = executor.start
+
+    def count(worker: int) -> None:
+        nonlocal starts
+        starts += worker == 1
+        start(worker)
+
+    executor.start = count  # type: ignore[method-assign]
+    drive(executor, scheduler, clock=lambda: executor.now, on_tick=lambda: None)
+    assert len(feed.results) == 60
+    assert starts > 2 * MAX_START_FAILURES, "it was tried too rarely to show anything"
+    assert caplog.messages.count("a worker does not start: no such image") == 1
 
 
 def test_no_worker_in_time_stops_the_run() -> None:
