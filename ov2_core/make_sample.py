@@ -29,6 +29,7 @@ from ov2_core.prediction import predict
 from ov2_core.redact import redacted
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import is_transient, open_source, retry_transient, source_identity
+from ov2_core.storage.retry import has_no_credentials
 from ov2_core.storage.writer import Member, encode_sample
 from ov2_core.tokenize_video import tokenize_frames, tokenize_image, tokenize_video
 from ov2_core.tokenized import TokenizedVideo
@@ -43,6 +44,14 @@ _TRACEBACK_CHARACTERS = 1500
 
 class TransientItemError(Exception):
     """A listed transient error outlived its retries; the item may well succeed later."""
+
+
+class NoneReadError(Exception):
+    """Each of several items met a transient error; they are to be tried alone."""
+
+
+class NotHereError(Exception):
+    """This machine does not see the item's source; another one of the cluster may."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +74,10 @@ class ProbeOutcome:
     planned: PlannedRow | None = None
     quarantined: QuarantineRow | None = None
 
+    def require_seen(self) -> None:
+        """Raises NotHereError where the source is missing."""
+        _require_seen(self.quarantined)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleOutcome:
@@ -85,6 +98,10 @@ class SampleOutcome:
     duration_seconds: float = 0.0
     timings_seconds: dict[str, float] = field(default_factory=dict)
 
+    def require_seen(self) -> None:
+        """Raises NotHereError where the source is missing."""
+        _require_seen(self.quarantined)
+
 
 def make_probe(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
     """Probes a source, checks the row's text, judges it by the rules of the filter and predicts its cost.
@@ -102,6 +119,11 @@ def make_probe(task: ProbeTask, config: RunConfig) -> ProbeOutcome:
         )
         return ProbeOutcome(line=task.line, quarantined=row)
     return ProbeOutcome(line=task.line, planned=planned)
+
+
+def _require_seen(quarantined: QuarantineRow | None) -> None:
+    if quarantined is not None and quarantined.reason == "source_missing":
+        raise NotHereError(quarantined.message)
 
 
 def without_cost(planned: PlannedRow, filtered: FilteredRow) -> PlannedRow:
@@ -311,7 +333,11 @@ def blame(error: Exception, stage: Stage) -> tuple[QuarantineReason, str, Stage]
     """Reason, message and stage; raises what is not the item's fault."""
     if isinstance(error, MemoryError):
         raise error
-    if is_transient(error) or (isinstance(error, BadItemError) and error.reason == "transient_error"):
+    if (
+        is_transient(error)
+        or has_no_credentials(error)
+        or (isinstance(error, BadItemError) and error.reason == "transient_error")
+    ):
         raise TransientItemError(str(error)) from error
     if isinstance(error, BadItemError):
         return error.reason, str(error), error.stage

@@ -227,7 +227,8 @@ def _measure(
     counters = Counters("curriculum", num_items=sum(num for _, num, _ in rounds))
     job = MeasureJob(store=store, config=config, options=options, specs=[state.spec for state, _, _ in rounds])
     feed = ChunkFeed(store, rounds, counters)
-    installation = Installation.here(CURRICULUM_ROOTS, libraries=LIBRARIES)
+    runs = [store, *(Store(shards) for state, _, _ in rounds for shards in state.spec.shards)]
+    installation = Installation.here(CURRICULUM_ROOTS, libraries=LIBRARIES, runs=runs)
     with (
         open_executor(job, run_options, installation) as (executor, num_workers),
         show(counters, run_options.progress) as redraw,

@@ -212,7 +212,7 @@ def _make_missing(
         num_threads=None if run_options.workers == 0 else 1,
     )
     feed = FeatureFeed(source, missing, counters, totals, seconds_per_token=_seconds_per_token(options))
-    installation = Installation.here(FEATURE_ROOTS, FEATURE_LEAVES, libraries=LIBRARIES)
+    installation = Installation.here(FEATURE_ROOTS, FEATURE_LEAVES, libraries=LIBRARIES, runs=[source, store])
     with open_executor(job, run_options, installation) as (executor, num_workers):
         num_workers = min(num_workers, len(missing))
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=run_options.deadlines)

@@ -131,12 +131,10 @@ def generate_spatial_qa(
     if missing:
         job = SpatialJob(source=source, store=store, recipe=recipe, config_digest=digest, export_folder=export_folder)
         feed = SceneFeed(source, recipe, missing, counters, totals)
+        installation = Installation.here(SPATIAL_ROOTS, libraries=LIBRARIES, runs=[store])
         with (
             session(options),
-            open_executor(job, options, Installation.here(SPATIAL_ROOTS, libraries=LIBRARIES)) as (
-                executor,
-                num_workers,
-            ),
+            open_executor(job, options, installation) as (executor, num_workers),
             show(counters, options.progress) as redraw,
         ):
             scheduler = Scheduler(feed, num_workers=min(num_workers, len(missing)), deadlines=options.deadlines)

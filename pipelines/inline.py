@@ -3,7 +3,7 @@ it."""
 
 import logging
 
-from ov2_core.make_sample import TransientItemError
+from ov2_core.make_sample import NoneReadError, TransientItemError
 from pipelines.runtime import Job, ObjectLostError
 from pipelines.tasks import Cause, Done, Event, Failed, Ready, Task
 
@@ -32,9 +32,10 @@ class InlineExecutor:
         """Runs the task to its end."""
         try:
             info, payload = self._job.run(task.payload)
-        except (TransientItemError, ObjectLostError, MemoryError) as error:
+        except (TransientItemError, NoneReadError, ObjectLostError, MemoryError) as error:
             causes: dict[type[Exception], Cause] = {
                 TransientItemError: "transient_error",
+                NoneReadError: "none_read",
                 ObjectLostError: "object_lost",
                 MemoryError: "out_of_memory",
             }

@@ -60,7 +60,7 @@ def materialize(store: Store, record: StageRecord, *, shard_bytes: int, run_opti
     if missing:
         job = MaterializeJob(store, record)
         feed = SpanFeed(missing, counters)
-        installation = Installation.here(SHARD_ROOTS)
+        installation = Installation.here(SHARD_ROOTS, runs=[store])
         with (
             open_executor(job, run_options, installation) as (executor, num_workers),
             show(counters, run_options.progress) as redraw,

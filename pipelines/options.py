@@ -32,6 +32,11 @@ class RunOptions:
     progress: Literal["auto", "live", "plain", "off"] = "auto"
     """auto: live on a terminal, else a log line now and then."""
 
+    @property
+    def on_cluster(self) -> bool:
+        """Workers may be on several machines."""
+        return self.address is not None
+
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be >= 0, got {self.workers}")

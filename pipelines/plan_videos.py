@@ -22,7 +22,6 @@ from ov2_core.filters.corpus import CorpusRules, corpus_rules
 from ov2_core.make_sample import (
     ProbeOutcome,
     ProbeTask,
-    TransientItemError,
     make_probe,
     quarantine_row,
 )
@@ -32,6 +31,7 @@ from ov2_core.plan_totals import PlanTotals
 from ov2_core.probe_cache import CachedProbe
 from ov2_core.redact import redacted
 from ov2_core.storage.files import Store
+from pipelines.each import each
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
@@ -106,7 +106,8 @@ def probe_all(
     """Probes the feed's rows until it is finished."""
     if options.probe_cache is not None:
         probe = CachedProbe(os.path.abspath(options.probe_cache), f"{code_version(PROBE_ROOTS)} {library_versions()}")
-    job, installation = ProbeJob(config, feed.manifest_uri, probe), Installation.here(PROBE_ROOTS)
+    job = ProbeJob(config, feed.manifest_uri, probe, ask_elsewhere=options.on_cluster)
+    installation = Installation.here(PROBE_ROOTS)
     with open_executor(job, options, installation) as (executor, num_workers):
         scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
         with observed(store, counters, scheduler, options.progress) as tick:
@@ -116,7 +117,7 @@ def probe_all(
 Rows = tuple[tuple[int, RawRow | ManifestItem], ...]
 """(place in the manifest's order, row as read)."""
 Found = PlannedText | QuarantineRow | None
-"""None: a transient error, to be tried alone."""
+"""None: a transient error or a source that is not seen, to be tried alone."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class ProbeJob:
     config: RunConfig
     manifest_uri: str
     probe: Probe = make_probe
+    ask_elsewhere: bool = False
+    """What one node says of a missing source is not enough."""
 
     def warm_up(self) -> None:
         """Nothing to warm: the imports were enough."""
@@ -133,20 +136,20 @@ class ProbeJob:
     def run(self, payload: Rows) -> tuple[tuple[list[Found], float], None]:
         """What each row became, and the seconds it took."""
         began = time.perf_counter()
-        found = [self._plan(raw, alone=len(payload) == 1) for _, raw in payload]
+        found: list[Found] = each(lambda item: self._plan(item[1]), payload)
         return (found, time.perf_counter() - began), None
 
-    def _plan(self, raw: RawRow | ManifestItem, *, alone: bool) -> Found:
+    def _plan(self, raw: RawRow | ManifestItem) -> PlannedText | QuarantineRow:
         named = name_row(raw, self.manifest_uri)
         if isinstance(named, QuarantineRow):
             return named
-        try:
-            outcome = self.probe(named, self.config)
-        except TransientItemError:
-            if alone:
-                raise
-            return None
-        return outcome.quarantined if outcome.planned is None else planned_text(outcome.planned)
+        outcome = self.probe(named, self.config)
+        if self.ask_elsewhere:
+            outcome.require_seen()
+        if outcome.planned is not None:
+            return planned_text(outcome.planned)
+        assert outcome.quarantined is not None
+        return outcome.quarantined
 
 
 class PlanFeed:

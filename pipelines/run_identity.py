@@ -8,6 +8,7 @@ import ast
 import functools
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +36,7 @@ _PACKAGES = {"schemas": schemas, "ov2_core": ov2_core}
 
 
 class WrongInstallationError(RuntimeError):
-    """A worker has other code or libraries than the driver."""
+    """A worker has other code or libraries than the driver, or does not see the run."""
 
 
 @functools.cache
@@ -57,21 +58,42 @@ def _version_of(modules: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Code and libraries that decide what a run writes, as its driver has them."""
+    """Code and libraries that decide what a run writes, as its driver has them, and the runs that it reads and writes."""
 
     modules: tuple[str, ...]
     code_version: str
     library_versions: dict[str, str]
+    runs: tuple[tuple[Store, str], ...] = ()
+    """(run, digest of its record)."""
 
     @classmethod
     def here(
-        cls, roots: tuple[str, ...] = ROOTS, leaves: tuple[str, ...] = (), *, libraries: tuple[str, ...] = LIBRARIES
+        cls,
+        roots: tuple[str, ...] = ROOTS,
+        leaves: tuple[str, ...] = (),
+        *,
+        libraries: tuple[str, ...] = LIBRARIES,
+        runs: Sequence[Store] = (),
     ) -> "Installation":
         """Of this process; see code_version."""
-        return cls(tuple(source_closure(roots, leaves)), code_version(roots, leaves), library_versions(libraries))
+        return cls(
+            tuple(source_closure(roots, leaves)),
+            code_version(roots, leaves),
+            library_versions(libraries),
+            tuple((run, _record_digest(run)) for run in runs),
+        )
 
     def check(self) -> None:
-        """Raises WrongInstallationError unless the process at hand has the same."""
+        """Raises WrongInstallationError unless the process at hand has the same.
+
+        A folder on a local disk has the same name everywhere and is another one on each machine: shards would be lost in it.
+        """
+        for run, digest in self.runs:
+            if _record_digest(run) != digest:
+                raise WrongInstallationError(
+                    f"no sight of the run: {run.url(RUN_JSON)} is not there, or not the driver's; put the run where all nodes "
+                    "see it: an object store, or a folder that is mounted on each"
+                )
         differences = [
             *_differences("code_version", _version_of(self.modules), self.code_version),
             *_differences("library_versions", library_versions(tuple(self.library_versions)), self.library_versions),
@@ -81,6 +103,14 @@ class Installation:
                 f"another installation than the driver's: {'; '.join(differences)} "
                 "(there: the worker's, here: the driver's); install one release on all nodes"
             )
+
+
+def _record_digest(run: Store) -> str:
+    """Of the run's record; empty where there is none."""
+    try:
+        return hashlib.sha256(run.read_bytes(RUN_JSON)).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def source_closure(roots: tuple[str, ...], leaves: tuple[str, ...] = ()) -> dict[str, Path]:

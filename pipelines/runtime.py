@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import ray
 from ray import exceptions as ray_errors
 
-from ov2_core.make_sample import TransientItemError
+from ov2_core.make_sample import NoneReadError, NotHereError, TransientItemError
 from pipelines.memory_guard import LOOK_SECONDS, MemoryGuard
 from pipelines.run_identity import Installation, WrongInstallationError
 from pipelines.tasks import Cause, Done, Event, Failed, Ready, RunStoppedError, Task
@@ -59,7 +59,11 @@ class Job(Protocol):
         """Called once in a fresh worker, before its first task: imports, compiled kernels."""
 
     def run(self, payload: Any) -> tuple[Any, Any]:
-        """One task: (small info, payload). Raises TransientItemError, MemoryError; all else is a bug of the job."""
+        """One task: (small info, payload).
+
+        Raises:
+            TransientItemError, NoneReadError, NotHereError, MemoryError; all else is a bug of the job.
+        """
 
 
 @contextlib.contextmanager
@@ -274,7 +278,7 @@ class RayExecutor:
             cause, message, alive = _explain(error)
             log.debug("worker %d: %s: %s", worker, cause, message)
             return Failed(worker, cause, message, alive and payload is not None)
-        return Ready(worker) if payload is None else Done(worker, info, payload)
+        return Ready(worker, info) if payload is None else Done(worker, info, payload)
 
 
 class _Worker:
@@ -289,9 +293,9 @@ class _Worker:
             target=self._serve, name="job", daemon=True
         ).start()  # daemon: a worker told to stop does not wait
 
-    def ready(self) -> int:
+    def ready(self) -> str:
         self._call(self._begin)
-        return os.getpid()
+        return f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
 
     def _begin(self) -> None:
         if self._installation is not None:
@@ -345,6 +349,10 @@ def _explain(error: Exception) -> tuple[Cause, str, bool]:
             return "transient_error", str(inner), True
         if isinstance(inner, ObjectLostError):
             return "object_lost", str(inner), True
+        if isinstance(inner, NoneReadError):
+            return "none_read", str(inner), True
+        if isinstance(inner, NotHereError):
+            return "not_here", str(inner), True
         if isinstance(inner, WrongInstallationError):
             return "internal_error", str(inner), False
         if isinstance(inner, MemoryError):

@@ -18,6 +18,10 @@ where it has failed (and failed solo, if it is dear), each of its items is tried
 shard) have no suspect: they are retried a few times, then the run stops with `RunStoppedError`. A task whose node was lost,
 whose worker was told to stop, or that met a transient error, goes back without losing a chance, a bounded number of times.
 
+A source that a node does not see may be missing, or the node may lack a mount: so other nodes are asked before it counts as
+missing, up to NODES_ASKED, and a transient error too is tried again elsewhere. Where several tasks meet transient errors and
+nothing is done meanwhile, the storage is away: they wait for it for OUTAGE_SECONDS before any is given up.
+
 Behind a short task a worker is given the next one, so that it does not wait for the driver in between. One that was still
 waiting when its worker died or was replaced goes back as if nothing had been; none waits while there is a suspect.
 
@@ -51,6 +55,13 @@ from schemas.shard import QuarantineReason
 MAX_TRANSIENT = 4
 MAX_NODE_LOSSES = 8
 MAX_UNBLAMED_FAILURES = 4
+OUTAGE_TASKS = 8
+"""That meet transient errors while nothing is done: the storage is away, and no item is to blame."""
+OUTAGE_SECONDS = 300.0
+"""How long that is waited for."""
+OUTAGE_WAIT_SECONDS = 15.0
+NODES_ASKED = 3
+"""Whether a source is there; two that lack a mount do not make it missing."""
 log = logging.getLogger(__name__)
 MAX_START_FAILURES = 5
 """A worker, on average, without any task done meanwhile."""
@@ -73,9 +84,11 @@ class _Worker:
     used: bool = False
     task: Task | None = None
     since: float = 0.0
-    """When it came into its state; of a starting one below 0: `step` asks for it."""
+    """When it came into its state; of a starting one below 0: `step` asks for it, 0: it was asked for before the first step."""
     waiting: Task | None = None
     """It has this task too, and begins it when `task` has ended."""
+    node: str = ""
+    """Of one that was released: where it was."""
 
 
 @dataclass(slots=True)
@@ -114,6 +127,9 @@ class Scheduler:
         """Of this step, the longest at work last."""
         self._start_failures = 0
         self._start_message = ""
+        self._last_done = 0.0
+        self._blind: set[str] = set()
+        """Nodes that did not see a source that another one read."""
         self._began: float | None = None
         self._ever_ready = False
 
@@ -137,9 +153,9 @@ class Scheduler:
         """Adds workers up to so many; `step` asks for them. Never takes any away: on a lost node they wait for another."""
         self.workers += [_Worker(since=-1.0) for _ in range(num_workers - len(self.workers))]
 
-    def ready(self, number: int, now: float) -> None:
+    def ready(self, number: int, now: float, node: str = "") -> None:
         """A worker has started."""
-        self.workers[number] = _Worker(state="idle", since=now)
+        self.workers[number] = _Worker(state="idle", since=now, node=node)
         self._start_failures = 0
         self._ever_ready = True
 
@@ -147,10 +163,13 @@ class Scheduler:
         """A worker has finished its task."""
         if self.workers[number].task is None:
             return  # its task's other copy ended in the same moment
+        self._last_done = now
         self._start_failures = 0  # one node that starts none does not stop a run in which others get on
         task = self._release(number, now, alive=True)
         for other in self._holders(task):
             self._release(other, now, alive=False)  # started anew, which kills what is there
+        if task.missing:
+            self._note_blind(task)
         self.feed.done(task, info, payload)
 
     def failed(self, number: int, cause: Cause, message: str, now: float, *, alive: bool) -> None:
@@ -168,7 +187,10 @@ class Scheduler:
             return
         if not alive:
             self.deaths += 1
+        node = self.workers[number].node
         task = self._release(number, now, alive=alive)
+        if cause in ("not_here", "transient_error"):
+            task.not_at.add(node)
         if not self._holders(task):
             self._judge(task, cause, message, now)
 
@@ -197,13 +219,16 @@ class Scheduler:
             if worker.state == "starting" and worker.since < 0:
                 worker.since = now
                 actions.start.append(number)
+            elif worker.state == "starting" and worker.since == 0.0:
+                worker.since = now
         self._wake(now)
+        self._settle_unseen(now, actions)
         self._stragglers = self._find_stragglers(now)
         for number, worker in enumerate(self.workers):
             if worker.state == "idle":
                 self._give(number, worker, now, actions)
         for number, worker in enumerate(self.workers):
-            if self._may_queue(worker) and (task := self._next_task()) is not None:
+            if self._may_queue(worker) and (task := self._next_task(worker)) is not None:
                 worker.waiting = task
                 actions.submit.append((number, task))
         self._call_back(now, actions)
@@ -232,7 +257,7 @@ class Scheduler:
         long = [number for number in idle if now - self.workers[number].since > RELEASE_SECONDS]
         long.sort(key=lambda number: self.workers[number].since)
         for number in long[: max(0, len(idle) - max(1, self.num_running))]:
-            self.workers[number] = _Worker(state="released", since=now)
+            self.workers[number] = _Worker(state="released", since=now, node=self.workers[number].node)
             actions.stop.append(number)
 
     def _give(self, number: int, worker: _Worker, now: float, actions: Actions) -> None:
@@ -246,7 +271,7 @@ class Scheduler:
             if not self._fresh_coming(now):
                 self._replace(number, now, actions)
                 return
-        task = self._next_task()
+        task = self._next_task(worker)
         if task is not None:
             self._submit(number, worker, task, now, actions)
         elif self.quiet and not running and not self.solo:
@@ -254,12 +279,43 @@ class Scheduler:
                 self._submit(number, worker, self.quiet.popleft(), now, actions)
             elif not self._fresh_coming(now):
                 self._replace(number, now, actions)
-        elif self._stragglers:
-            self._stragglers[-1].copied = True
-            self._submit(number, worker, self._stragglers.pop(), now, actions)
+        elif late := [task for task in self._stragglers if worker.node not in task.not_at]:
+            late[-1].copied = True
+            self._stragglers.remove(late[-1])
+            self._submit(number, worker, late[-1], now, actions)
 
-    def _next_task(self) -> Task | None:
-        return self.again.popleft() if self.again else self.feed.pull()
+    def _next_task(self, worker: _Worker) -> Task | None:
+        for place, task in enumerate(self.again):
+            if worker.node not in task.not_at:
+                del self.again[place]
+                return task
+        return self.feed.pull()
+
+    def _settle_unseen(self, now: float, actions: Actions) -> None:
+        """Ends tasks whose source no node is left to ask for. One that met a transient error at all of them may go to any."""
+        nodes = {worker.node for worker in self.workers if worker.state in ("idle", "busy")}
+        stuck = [task for task in self.again if nodes and nodes <= task.not_at]
+        if not stuck or any(w.state == "starting" and now - w.since < FRESH_WAIT_SECONDS for w in self.workers):
+            return  # a worker that starts may be at another node
+        for task in stuck:
+            elsewhere = (n for n, w in enumerate(self.workers) if w.state == "released" and w.node not in task.not_at)
+            if (number := next(elsewhere, None)) is not None:
+                self._replace(number, now, actions)
+                return
+            if task.missing:
+                self.again.remove(task)
+                self._condemn(task, "source_missing", task.missing)
+            else:
+                task.not_at.clear()
+
+    def _note_blind(self, task: Task) -> None:
+        for node in sorted(task.not_at - self._blind):
+            log.warning(
+                "node %s does not see a source that another node has read: %s; is a folder not mounted there?",
+                node,
+                task.missing,
+            )
+        self._blind |= task.not_at
 
     def _may_queue(self, worker: _Worker) -> bool:
         """Whether a task may wait behind the worker's. A suspect wants workers that become free."""
@@ -317,7 +373,7 @@ class Scheduler:
 
     def _release(self, number: int, now: float, *, alive: bool) -> Task:
         """Takes the task from the worker, which goes on with the one that waits, or is to be started anew."""
-        task, waiting = self.workers[number].task, self.workers[number].waiting
+        task, waiting, node = self.workers[number].task, self.workers[number].waiting, self.workers[number].node
         assert task is not None, f"worker {number} has no task"
         if not alive:
             self.workers[number] = _Worker(state="starting", since=-1.0)
@@ -325,14 +381,29 @@ class Scheduler:
                 self.again.appendleft(waiting)
         elif waiting is not None:
             waiting.attempts += 1
-            self.workers[number] = _Worker(state="busy", used=True, task=waiting, since=now)
+            self.workers[number] = _Worker(state="busy", used=True, task=waiting, since=now, node=node)
         else:
-            self.workers[number] = _Worker(state="idle", used=True, since=now)
+            self.workers[number] = _Worker(state="idle", used=True, since=now, node=node)
         return task
 
     def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
+        if cause == "none_read":
+            self._condemn(task, "transient_error", message)
+            return
+        if cause == "not_here":
+            task.missing = message
+            task.setbacks += 1
+            if len(task.not_at - self._blind) >= NODES_ASKED or task.setbacks >= MAX_NODE_LOSSES:
+                self._condemn(task, "source_missing", message)
+            else:
+                task.lane = "fresh"
+                self.again.append(task)
+            return
         if cause in ("transient_error", "node_lost", "told_to_stop", "object_lost"):
             task.setbacks += 1
+            if cause == "transient_error" and self._is_outage(task, now):
+                self.delayed.append((now + OUTAGE_WAIT_SECONDS, task))
+                return
             if task.setbacks < (MAX_TRANSIENT if cause == "transient_error" else MAX_NODE_LOSSES):
                 wait = 2.0**task.setbacks if cause == "transient_error" else 0.0
                 self.delayed.append((now + wait, task))
@@ -354,6 +425,15 @@ class Scheduler:
         else:
             task.lane = "quiet"
             self.quiet.append(task)
+
+    def _is_outage(self, task: Task, now: float) -> bool:
+        """Whether a task that would be given up is one of many, and none got through since it fails."""
+        if task.failing_since is None:
+            task.failing_since = now
+        if task.setbacks < MAX_TRANSIENT or not task.blamed or self._last_done >= task.failing_since:
+            return False
+        failing = sum(other.failing_since is not None for _, other in self.delayed) + 1
+        return failing >= OUTAGE_TASKS and now - task.failing_since < OUTAGE_SECONDS
 
     def _cheap(self, task: Task) -> bool:
         """Its items alone, which go to workers that are there, cost less than another try of it on a fresh one."""
@@ -396,8 +476,8 @@ def drive(
             break
         for event in executor.poll(poll_seconds):
             match event:
-                case Ready(worker):
-                    scheduler.ready(worker, clock())
+                case Ready(worker, node):
+                    scheduler.ready(worker, clock(), node)
                 case Done(worker, info, payload):
                     scheduler.done(worker, info, payload, clock())
                 case Failed(worker, cause, message, alive):

@@ -17,6 +17,7 @@ from typing import IO, Any
 from ov2_core.data.keys import derived_id
 from ov2_core.data.manifest import ManifestItem, read_manifest, resolve_uri
 from ov2_core.errors import BadItemError
+from ov2_core.make_sample import NotHereError
 from ov2_core.split_row import SplitConfig, SplitOutcome, SplitTask, split_row
 from ov2_core.storage.files import Store
 from pipelines.observe import observed
@@ -63,7 +64,8 @@ def split_shots(manifest_uri: str, out_uri: str, config: SplitConfig, options: R
         path = os.path.join(scratch, "rows.jsonl")
         with open(path, "w", encoding="utf-8") as file:
             feed = SplitFeed(items, manifest_uri, file, counters)
-            with open_executor(SplitJob(config), options, Installation.here(SPLIT_ROOTS)) as (executor, num_workers):
+            job = SplitJob(config, ask_elsewhere=options.on_cluster)
+            with open_executor(job, options, Installation.here(SPLIT_ROOTS)) as (executor, num_workers):
                 scheduler = Scheduler(feed, num_workers=num_workers, deadlines=options.deadlines)
                 with observed(None, counters, scheduler, options.progress) as tick:
                     drive(executor, scheduler, clock=time.monotonic, on_tick=tick)
@@ -76,13 +78,18 @@ class SplitJob:
     """Splits rows in workers; see runtime.Job."""
 
     config: SplitConfig
+    ask_elsewhere: bool = False
+    """What one node says of a missing source is not enough."""
 
     def warm_up(self) -> None:
         """Nothing to warm: the imports were enough."""
 
     def run(self, payload: SplitTask) -> tuple[SplitOutcome, None]:
         """One row."""
-        return split_row(payload, self.config), None
+        outcome = split_row(payload, self.config)
+        if self.ask_elsewhere and outcome.problem is not None and outcome.problem.startswith("source_missing:"):
+            raise NotHereError(outcome.problem.removeprefix("source_missing: "))
+        return outcome, None
 
 
 class SplitFeed:

@@ -3,13 +3,14 @@
 Enters: nothing. Leaves: plain records and protocols; scheduling.py has the decisions, runtime.py and inline.py the workers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from schemas.shard import QuarantineReason
 
 ChargedCause = Literal["worker_died", "out_of_memory", "deadline_exceeded", "internal_error"]
-Setback = Literal["node_lost", "told_to_stop", "transient_error", "object_lost"]
+Setback = Literal["node_lost", "told_to_stop", "transient_error", "object_lost", "not_here", "none_read"]
+"""not_here: the task's source is not seen from the worker's node. none_read: of its several items, each met a transient error."""
 Cause = ChargedCause | Setback
 Lane = Literal["fresh", "solo", "quiet"]
 
@@ -29,8 +30,8 @@ class Task:
     """Predicted CPU seconds."""
     blamed: bool = True
     divisible: bool = False
-    """It holds several items: when it has failed, solo too if it is dear, it goes back to the feed, condemned, which tries them
-    one by one."""
+    """It holds several items: when it has failed, solo too if it is dear, or none of them was read, it goes back to the feed,
+    condemned, which tries them one by one."""
     lane: Lane = "fresh"
     attempts: int = 0
     """Times that a worker began it."""
@@ -38,6 +39,12 @@ class Task:
     """Deaths and overruns."""
     setbacks: int = 0
     """Node losses and transient errors."""
+    failing_since: float | None = None
+    """When it first met a transient error."""
+    not_at: set[str] = field(default_factory=set)
+    """Nodes that could not read its source; the next try is on another, where there is one."""
+    missing: str = ""
+    """What the last of them said where it sees no such source; empty: no node said that."""
     copied: bool = False
     """A second worker was given it too, once and for all: what hangs would else be copied for ever."""
 
@@ -110,6 +117,8 @@ class Ready:
     """A worker has started."""
 
     worker: int
+    node: str = ""
+    """Where, as a user would name it."""
 
 
 @dataclass(frozen=True, slots=True)

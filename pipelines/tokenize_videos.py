@@ -33,6 +33,7 @@ from ov2_core.storage.layout import ATTEMPTS_DIR
 from ov2_core.storage.summaries import BLOCK_SHARDS, iter_summaries
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
 from ov2_core.tokenize_video import require_readers
+from pipelines.each import each
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.plan_videos import plan_videos
@@ -78,7 +79,7 @@ class TokenizeSummary:
 
 Make = Callable[[PlannedRow, RunConfig], SampleOutcome]
 Outcome = SampleOutcome | None
-"""None: a transient error among several videos, to be tried alone."""
+"""None: a transient error, or a source that is not seen, among several videos; to be tried alone."""
 Members = Sequence[Member] | None
 """Of a sample; None: there is none."""
 
@@ -163,9 +164,14 @@ def _make_missing(
     counters.num_items = rounds.count_rows(skip_shards=before)
     counters.restart()
     job = TokenizeJob(
-        config=config, store=store, config_digest=configs.digest(config), code_version=code_version(), make=make
+        config=config,
+        store=store,
+        config_digest=configs.digest(config),
+        code_version=code_version(),
+        make=make,
+        ask_elsewhere=options.on_cluster,
     )
-    with open_executor(job, options, Installation.here()) as (executor, num_workers):
+    with open_executor(job, options, Installation.here(runs=[store])) as (executor, num_workers):
         feed = ShardFeed(
             group_by_shard(rounds.iter_rows(skip_shards=before)), counters, **_open_limits(num_workers, options)
         )
@@ -212,6 +218,8 @@ class TokenizeJob:
     config_digest: str
     code_version: str
     make: Make = make_sample
+    ask_elsewhere: bool = False
+    """What one node says of a missing source is not enough."""
 
     def warm_up(self) -> None:
         """Besides imports: kernels are built on a node that has none (ov2_core/build_kernels.py)."""
@@ -224,17 +232,15 @@ class TokenizeJob:
             with unless_committed(self.store, payload.shard):
                 return self._write(payload), None
             return ShardWritten(payload.shard, []), None
-        made = [self._make(row, alone=len(payload) == 1) for row in payload]
+        made: list[Outcome] = each(self._make, payload)
         outcomes = [None if outcome is None else dataclasses.replace(outcome, members=None) for outcome in made]
         return outcomes, [None if outcome is None else outcome.members for outcome in made]
 
-    def _make(self, row: PlannedRow, *, alone: bool) -> Outcome:
-        try:
-            return self.make(row, self.config)
-        except TransientItemError:
-            if alone:
-                raise
-            return None
+    def _make(self, row: PlannedRow) -> SampleOutcome:
+        outcome = self.make(row, self.config)
+        if self.ask_elsewhere:
+            outcome.require_seen()
+        return outcome
 
     def _write(self, task: WriteTask) -> ShardWritten:
         lost: list[str] = []

@@ -1,12 +1,13 @@
 """Opening media with PyAV: one place for the whitelists, the choice of the stream and the translation of errors.
 
 Playlists and other demuxers that open further files or URLs (HLS, DASH, concat, image2 ...) are never probed, so a file that
-lies about its kind cannot make the decoder read anything but itself.
+lies about its kind cannot make the decoder read anything but itself; nor is any protocol allowed: FFmpeg opens no file, it reads
+from ours (local_file.py says why).
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import av
@@ -15,6 +16,7 @@ import av.error
 from ov2_core.config import Decoder
 from ov2_core.errors import BadItemError
 from ov2_core.media.hardware import accelerator
+from ov2_core.storage.local_file import LocalFile, ReadFailedError
 from schemas.shard import Stage
 
 Source = str | os.PathLike[str] | BinaryIO
@@ -30,7 +32,7 @@ MAX_SOURCE_PX = 8192 * 8192
 """Width x height of a frame that a decoder may allocate, unless a config says otherwise."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_video(source: Source, *, stage: Stage, decoder: Decoder = "software") -> Iterator[tuple[Any, Any]]:
     """Open a container and choose its video stream.
 
@@ -41,39 +43,65 @@ def open_video(source: Source, *, stage: Stage, decoder: Decoder = "software") -
 
     Raises:
         BadItemError: source_missing, source_empty, not_media or no_video_stream.
+        ConnectionError: the machine or the storage cannot read it now; from the context's body too, while it demuxes.
     """
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-    if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
-        raise BadItemError("source_empty", f"{source} is 0 bytes long; fetch it again", stage=stage)
-    if not isinstance(source, str):
-        source.seek(0)
+    with _file(source, stage) as file, _container(file, stage, decoder) as container:
+        yield container, choose_stream(container, stage=stage)
+
+
+@contextlib.contextmanager
+def _file(source: Source, stage: Stage) -> Iterator[Any]:
+    """The file to read from; at the end the fault that it met, whatever FFmpeg and its caller made of that."""
+    if not isinstance(source, (str, os.PathLike)):
+        yield source
+        return
+    with _local_file(os.fspath(source), stage) as file:
+        try:
+            yield file
+        except Exception:
+            if file.fault is not None:
+                raise file.fault from None
+            raise
+        if file.fault is not None:
+            raise file.fault
+
+
+def _local_file(path: str, stage: Stage) -> LocalFile:
+    try:
+        file = LocalFile(path)
+    except FileNotFoundError:
+        raise BadItemError("source_missing", f"no such file: {path}; check the manifest's path", stage=stage) from None
+    except IsADirectoryError:
+        raise BadItemError("not_media", f"{path} is a folder; give a file", stage=stage) from None
+    except ReadFailedError:
+        raise
+    except (OSError, ValueError) as error:
+        raise BadItemError("source_missing", f"not readable: {error}", stage=stage) from None
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
+        raise BadItemError("source_empty", f"{path} is 0 bytes long; fetch it again", stage=stage)
+    return file
+
+
+@contextlib.contextmanager
+def _container(file: Any, stage: Stage, decoder: Decoder) -> Iterator[Any]:
+    file.seek(0)
     try:
         container = av.open(
-            source,
+            file,
             mode="r",
-            options={"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "file"},
+            options={"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "none"},
             metadata_errors="replace",
             hwaccel=accelerator(decoder),
         )
-    except FileNotFoundError:
-        raise BadItemError(
-            "source_missing", f"no such file: {source}; check the manifest's path", stage=stage
-        ) from None
-    except IsADirectoryError:
-        raise BadItemError("not_media", f"{source} is a folder; give a file", stage=stage) from None
-    except PermissionError as error:
-        raise BadItemError("source_missing", f"not readable: {error}", stage=stage) from None
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, OSError) and isinstance(error, (ConnectionError, TimeoutError)):
             raise
         raise BadItemError(
             "not_media", f"no demuxer reads it ({_short(error)}); is it a complete video file?", stage=stage
         ) from None
-    try:
-        yield container, choose_stream(container, stage=stage)
-    finally:
-        container.close()
+    with container:
+        yield container
 
 
 def choose_stream(container: Any, *, stage: Stage) -> Any:

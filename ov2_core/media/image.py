@@ -3,8 +3,12 @@
 EPS is not among them: Pillow hands it to Ghostscript, another program that runs what it reads.
 """
 
+import contextlib
+import io
+import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ov2_core.errors import BadItemError
 from ov2_core.media.container import Source
+from ov2_core.storage.local_file import LocalFile
+from ov2_core.storage.retry import is_transient
 from schemas.video import ProbeRecord
 
 IMAGE_FORMATS = (
@@ -51,11 +57,12 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
 
     Raises:
         BadItemError: source_missing, source_empty, not_media (unreadable or cut off) or too_large.
+        OSError: the machine or the storage cannot read it now.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _file(source) as file:
             warnings.simplefilter("ignore")  # of large pictures, and of odd tags in files that are odd
-            with Image.open(source, formats=IMAGE_FORMATS) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 codec = (image.format or "unknown").lower()
                 if image.width * image.height > max_source_px:
                     raise BadItemError(
@@ -77,9 +84,15 @@ def load_image(source: Source, *, max_source_px: int) -> StillImage:
             raise
         raise BadItemError("not_media", f"Pillow reads no image from it ({error}); is it complete?") from None
     except OSError as error:
-        if isinstance(error, (ConnectionError, TimeoutError)):
+        if is_transient(error):
             raise
         raise BadItemError("not_media", f"the image is damaged or cut off ({error})") from None
+
+
+def _file(source: Source) -> contextlib.AbstractContextManager[Any]:
+    if isinstance(source, (str, os.PathLike)):
+        return io.BufferedReader(LocalFile(source))
+    return contextlib.nullcontext(source)
 
 
 def upright_rgb(image: Image.Image) -> StillImage:

@@ -24,10 +24,13 @@ TRANSIENT_CLASSES = frozenset(
         "fsspec.exceptions.FSTimeoutError",
         "aiohttp.client_exceptions.ClientConnectionError",
         "aiohttp.client_exceptions.ClientPayloadError",
+        "botocore.exceptions.CredentialRetrievalError",
         "botocore.exceptions.HTTPClientError",
         "botocore.exceptions.IncompleteReadError",
+        "botocore.exceptions.MetadataRetrievalError",
         "botocore.exceptions.ResponseStreamingError",
         "botocore.parsers.ResponseParserError",
+        "google.auth.exceptions.TransportError",
     }
 )
 TRANSIENT_ERRNOS = frozenset(
@@ -65,6 +68,21 @@ TRANSIENT_CODES = frozenset(
 """Error codes in the body of an S3 answer."""
 
 
+NO_CREDENTIALS_CLASSES = frozenset(
+    {
+        "botocore.exceptions.NoCredentialsError",
+        "botocore.exceptions.PartialCredentialsError",
+        "google.auth.exceptions.DefaultCredentialsError",
+    }
+)
+"""This machine has none, or its metadata server, which many ask at once, did not answer. Not worth another try at once."""
+
+
+def has_no_credentials(error: BaseException) -> bool:
+    """Whether a machine's lack of credentials is all that the error says."""
+    return _is_of(error, NO_CREDENTIALS_CLASSES)
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may well succeed a moment later; the error's causes are looked at too."""
     seen: set[int] = set()
@@ -78,7 +96,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _is_transient_itself(error: BaseException) -> bool:
-    if any(f"{cls.__module__}.{cls.__qualname__}" in TRANSIENT_CLASSES for cls in type(error).__mro__):
+    if _is_of(error, TRANSIENT_CLASSES):
         return True
     response = getattr(error, "response", None)  # botocore's ClientError
     if isinstance(response, dict):
@@ -88,6 +106,10 @@ def _is_transient_itself(error: BaseException) -> bool:
     if _is_transient_status(getattr(error, "status", None)):  # aiohttp's ClientResponseError
         return True
     return isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
+
+
+def _is_of(error: BaseException, names: frozenset[str]) -> bool:
+    return any(f"{cls.__module__}.{cls.__qualname__}" in names for cls in type(error).__mro__)
 
 
 def _is_transient_status(status: object) -> bool:

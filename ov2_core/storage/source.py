@@ -18,7 +18,8 @@ import fsspec
 
 from ov2_core.errors import BadItemError
 from ov2_core.storage.fetch import FetchLimits, is_public
-from ov2_core.storage.retry import is_transient, retry_transient, retry_within
+from ov2_core.storage.local_file import read_failed
+from ov2_core.storage.retry import has_no_credentials, is_transient, retry_transient, retry_within
 from schemas.shard import Stage
 from schemas.video import SourceIdentity
 
@@ -95,7 +96,9 @@ def list_folder(uri: str, *, storage_options: dict[str, Any] | None = None) -> l
         try:
             with os.scandir(_inside_roots(uri, path)) as entries:
                 found = [(entry.path, entry.stat()) for entry in entries if entry.is_file()]
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise _missing(uri, read_failed(path, error)) from error
+        except ValueError as error:
             raise (error if isinstance(error, BadItemError) else _missing(uri, error)) from error
         return [(name, SourceIdentity(size_bytes=s.st_size, stamp=str(s.st_mtime_ns))) for name, s in found]
     fs, remote = _remote(uri, storage_options)
@@ -140,7 +143,9 @@ def _inside_roots(uri: str, path: str) -> str:
         return path
     try:
         real = os.path.realpath(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _missing(uri, read_failed(path, error)) from error
+    except ValueError as error:
         raise _missing(uri, error) from error
     if not any(os.path.commonpath([real, root]) == root for root in map(os.path.realpath, roots)):
         raise _bad(
@@ -205,7 +210,9 @@ def _is_named(address: str, port: int) -> bool:
 def _local_stat(uri: str, path: str) -> os.stat_result:
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: an embedded null byte
+    except OSError as error:
+        raise _missing(uri, read_failed(path, error)) from error
+    except ValueError as error:  # an embedded null byte
         raise _missing(uri, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise _bad("refused_uri", f"{uri}: not a regular file; give the path of one media file")
@@ -240,6 +247,11 @@ def _missing(uri: str, error: Exception) -> Exception:
         return _bad("refused_uri", f"{uri}: {refused}")
     if is_transient(error):
         return BadItemError("transient_error", f"{uri}: still failing after retries: {error}; run again", stage="probe")
+    if has_no_credentials(error):
+        return _bad(
+            "transient_error",
+            f"{uri}: this machine has no credentials for it ({error}); give them to all nodes, replay",
+        )
     if not isinstance(error, (OSError, ValueError)) and not isinstance(getattr(error, "status", None), int):
         return error
     if isinstance(error, PermissionError):

@@ -1,14 +1,17 @@
 """A feed and an executor for the scheduler that live in simulated time; a task's payload is its nature."""
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipelines.scheduling import MAX_TRANSIENT
 from pipelines.tasks import Done, Event, Failed, Ready, Task, Verdict
 
-Nature = Literal["good", "killer", "flaky", "hang", "slow_once", "hog", "hungry", "transient", "outage", "bug"]
+Nature = Literal[
+    "good", "killer", "flaky", "hang", "slow_once", "hog", "hungry", "transient", "outage", "bug", "hidden", "missing"
+]
+"""hidden: seen from the nodes that are not blind."""
 
 
 class ListFeed:
@@ -65,9 +68,15 @@ class FakeExecutor:
     unstartable: bool = False
     bad_places: frozenset[int] = frozenset()
     """Workers that never start."""
+    num_nodes: int = 1
+    """Worker n is on node n % num_nodes."""
+    blind: frozenset[str] = frozenset()
+    """Nodes that see no hidden source."""
     now: float = 0.0
     workers: dict[int, FakeWorker] = field(default_factory=dict)
     tries: Counter[str] = field(default_factory=Counter)
+    unseen: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Nodes that did not see a task's source."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -124,7 +133,7 @@ class FakeExecutor:
             if self.unstartable or number in self.bad_places:
                 return [Failed(number, "worker_died", "no such image", False)]
             self.workers[number].ready = True
-            return [Ready(number)]
+            return [Ready(number, self._node(number))]
         return self._end(number)
 
     def _stuck(self, task: Task) -> bool:
@@ -147,9 +156,15 @@ class FakeExecutor:
             self._begin(place, waiting)
         if nature == "outage" or (nature == "transient" and self.tries[task.name] < MAX_TRANSIENT):
             return [Failed(number, "transient_error", "503", True)]
+        if nature == "missing" or (nature == "hidden" and self._node(number) in self.blind):
+            self.unseen[task.name].append(self._node(number))
+            return [Failed(number, "not_here", "no such file", True)]
         if nature == "bug":
             return [Failed(number, "internal_error", "KeyError", True)]
         return [Done(number, f"result of {task.name}", None)]
+
+    def _node(self, number: int) -> str:
+        return f"node-{number % self.num_nodes}"
 
     def _die(self, number: int, cause: Any) -> Event:
         self.workers[number] = FakeWorker()  # the executor knows that it is dead; the scheduler asks for a new one

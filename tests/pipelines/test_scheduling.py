@@ -26,16 +26,18 @@ CONDEMNED = {
     "hog": "out_of_memory",
     "outage": "transient_error",
     "bug": "internal_error",
+    "missing": "source_missing",
 }
 """What each nature must end as; the others must be done."""
 DEADLINES = DeadlinePolicy(base_seconds=10, factor=1, start_seconds=100)
 
 
 def run(
-    natures: list[str], *, num_workers: int = 2, seed: int = 0, window: int = 1000
+    natures: list[str], *, num_workers: int = 2, seed: int = 0, window: int = 1000, num_nodes: int = 1
 ) -> tuple[ListFeed, FakeExecutor]:
     feed = ListFeed([Task(f"{i}-{nature}", nature, 1.0) for i, nature in enumerate(natures)], window=window)
-    executor = FakeExecutor(seed=seed)
+    blind = frozenset({"node-0"} if min(num_nodes, num_workers) > 1 else ())
+    executor = FakeExecutor(seed=seed, num_nodes=num_nodes, blind=blind)
     scheduler = Scheduler(feed, num_workers=num_workers, deadlines=DEADLINES)
     rounds = 0
 
@@ -54,6 +56,7 @@ def run(
     window=5,
     seed=310,
     release_seconds=60.0,
+    num_nodes=1,
 )
 @settings(max_examples=300, deadline=None)
 @given(
@@ -72,20 +75,24 @@ def run(
                 "transient",
                 "outage",
                 "bug",
+                "hidden",
+                "missing",
             ]
         ),
         max_size=14,
     ),
+    num_nodes=st.integers(1, 4),
     num_workers=st.integers(1, 5),
     window=st.integers(1, 8),
     seed=st.integers(0, 1000),
     release_seconds=st.sampled_from([0.0, 2.0, 60.0]),
 )
 def test_every_task_ends_once_and_only_the_guilty_are_condemned(
-    natures: list[str], num_workers: int, window: int, seed: int, release_seconds: float
+    natures: list[str], num_workers: int, window: int, seed: int, release_seconds: float, num_nodes: int
 ) -> None:
+    """Of several nodes the first sees no hidden source."""
     with patch("pipelines.scheduling.RELEASE_SECONDS", release_seconds):
-        feed, _ = run(natures, num_workers=num_workers, seed=seed, window=window)
+        feed, _ = run(natures, num_workers=num_workers, seed=seed, window=window, num_nodes=num_nodes)
     names = {f"{i}-{nature}": nature for i, nature in enumerate(natures)}
     assert feed.ends == Counter(dict.fromkeys(names, 1))
     condemned = {name: verdict.reason for name, verdict in feed.verdicts.items()}

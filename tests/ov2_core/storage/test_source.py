@@ -75,3 +75,16 @@ def test_bad_sources_name_the_item_and_the_reason(tmp_path: Path) -> None:
     for uri in (str(tmp_path / "none.mp4"), "memory://sources/none.mp4", "ssh://host/a.mp4"):
         with pytest.raises(BadItemError):
             open_source(uri)
+
+
+def test_a_machine_without_credentials_is_not_the_sources_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(BadItemError, match="no credentials") as caught:
+        source_identity("s3://bucket/a.mp4")
+    assert caught.value.reason == "transient_error"
+    fsspec.filesystem("s3").clear_instance_cache()
