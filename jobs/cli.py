@@ -6,6 +6,7 @@ want of workers, disk or storage; 130 interrupted. After 4 and 130 the same comm
 """
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -434,7 +435,10 @@ def _errors() -> Iterator[None]:
         if os.environ.get("OV2_DEBUG") or not (storage or isinstance(error, ValueError | OSError)):
             raise
         print(printable(redacted(f"ov2: {error}")), file=sys.stderr)
-        raise typer.Exit(EXIT_STOPPED if is_transient(error) else EXIT_USAGE) from None
+        machine = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        if machine:
+            print("The same command goes on from here once that is mended.", file=sys.stderr)
+        raise typer.Exit(EXIT_STOPPED if machine or is_transient(error) else EXIT_USAGE) from None
 
 
 add_run_commands(app, _errors)

@@ -38,10 +38,11 @@ from ov2_core.storage.fetch import FetchLimits
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.layout import INDEX_DIR, RUN_JSON
 from pipelines.chunk_feed import ChunkFeed
+from pipelines.drive import drive
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
 from pipelines.run_identity import Installation, claim_run, code_version, library_versions
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from schemas.run import RunRecord
 from schemas.stage import StageRecord
 

@@ -29,6 +29,7 @@ from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
 from ov2_core.storage.layout import FEATURES_RECIPE
 from ov2_core.storage.writer import Member, write_tar
+from pipelines.drive import drive
 from pipelines.feature_feed import FeatureFeed, FeatureTotals, ShardEncoded, ShardTask, TrialPassed, TrialTask
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
@@ -43,7 +44,7 @@ from pipelines.run_identity import (
     library_versions,
     load_run_record,
 )
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from pipelines.tokenize_videos import scratch_folder
 from schemas.features import FeatureConfig, FeatureDtype, FeatureStage
 from schemas.run import RunRecord

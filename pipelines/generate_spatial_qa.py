@@ -39,6 +39,7 @@ from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.layout import RECORDS_DIR, SPATIAL_RECIPE
 from ov2_core.storage.writer import Member, canonical_json, write_tar
+from pipelines.drive import drive
 from pipelines.options import RunOptions, open_executor, session
 from pipelines.progress import Counters, show
 from pipelines.run_identity import (
@@ -49,7 +50,7 @@ from pipelines.run_identity import (
     library_versions,
     load_run_record,
 )
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from pipelines.tasks import Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
 from schemas.run import RunRecord

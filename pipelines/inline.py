@@ -4,7 +4,7 @@ it."""
 import logging
 
 from ov2_core.make_sample import NoneReadError, TransientItemError
-from pipelines.runtime import Job, ObjectLostError
+from pipelines.runtime import Job, ObjectLostError, is_disk_full
 from pipelines.tasks import Cause, Done, Event, Failed, Ready, Task
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,10 @@ class InlineExecutor:
             }
             cause = next(cause for kind, cause in causes.items() if isinstance(error, kind))
             self._events.append(Failed(worker, cause, f"{type(error).__name__}: {error}", True))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self._events.append(Failed(worker, "disk_full", f"no space left: {error}; free some and run again", True))
         else:
             self._events.append(Done(worker, info, payload))
 

@@ -19,10 +19,11 @@ from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store, is_transient
 from ov2_core.storage.index import write_index
 from ov2_core.storage.writer import Member, write_tar
+from pipelines.drive import drive
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters, show
 from pipelines.run_identity import Installation, code_version
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from pipelines.tasks import RunStoppedError, Task, Verdict
 from pipelines.tokenize_videos import scratch_folder
 from schemas.stage import StageRecord

@@ -31,12 +31,13 @@ from ov2_core.plan_totals import PlanTotals
 from ov2_core.probe_cache import CachedProbe
 from ov2_core.redact import redacted
 from ov2_core.storage.files import Store
+from pipelines.drive import drive
 from pipelines.each import each
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
 from pipelines.run_identity import Installation, check_same_plan, code_version, library_versions, load_run_record
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from pipelines.tasks import Task, Verdict
 from schemas.shard import PlannedRow, PlanRecord, QuarantineRow
 

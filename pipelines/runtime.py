@@ -344,7 +344,12 @@ def _explain(error: Exception) -> tuple[Cause, str, bool]:
     """(cause, message, whether the worker lives) of what ray.get raised for a task."""
     if isinstance(error, ray_errors.RayTaskError):
         inner = error.cause if isinstance(error.cause, Exception) else error
-        _stop_if_full(inner)
+        if is_disk_full(inner):
+            return (
+                "disk_full",
+                f"no space left for a worker: {str(inner).splitlines()[0]}; free some and run again",
+                True,
+            )
         if isinstance(inner, TransientItemError):
             return "transient_error", str(inner), True
         if isinstance(inner, ObjectLostError):
@@ -358,8 +363,9 @@ def _explain(error: Exception) -> tuple[Cause, str, bool]:
         if isinstance(inner, MemoryError):
             return "out_of_memory", f"MemoryError: {inner}", False
         return "internal_error", f"{type(inner).__name__}: {inner}"[-1500:], True
-    _stop_if_full(error)
     text = str(error)
+    if is_disk_full(error):
+        return "disk_full", f"no space left for a worker: {text.splitlines()[0]}; free some and run again", True
     brief = _brief(text)
     if isinstance(error, ray_errors.OutOfMemoryError) or "low on memory" in text:
         return "out_of_memory", f"killed for memory: {brief}", False
@@ -384,13 +390,11 @@ def _brief(text: str) -> str:
     return detail.strip()[:600]
 
 
-def _stop_if_full(error: BaseException) -> None:
-    if isinstance(error, ray_errors.OutOfDiskError | ray_errors.ObjectStoreFullError) or (
+def is_disk_full(error: BaseException) -> bool:
+    """Of the machine that it was raised on, or of the storage."""
+    return isinstance(error, ray_errors.OutOfDiskError | ray_errors.ObjectStoreFullError) or (
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    ):
-        raise RunStoppedError(
-            f"no space left on a worker's disk: {str(error).splitlines()[0]}; free some and run again"
-        )
+    )
 
 
 def _object_store_bytes() -> int:

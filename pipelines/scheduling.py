@@ -36,16 +36,12 @@ run; each task at work keeps an idle one for its copy. Those let go are started 
 import logging
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pipelines.tasks import (
     Cause,
     DeadlinePolicy,
-    Done,
-    Executor,
-    Failed,
     Feed,
-    Ready,
     RunStoppedError,
     Task,
     Verdict,
@@ -66,8 +62,6 @@ log = logging.getLogger(__name__)
 MAX_START_FAILURES = 5
 """A worker, on average, without any task done meanwhile."""
 FRESH_WAIT_SECONDS = 60.0
-GROW_SECONDS = 10.0
-"""How often a cluster is asked whether it has room for more workers."""
 RELEASE_SECONDS = 60.0
 """A fresh worker costs some seconds; an idle one costs its node."""
 STRAGGLER_SHARE = 0.25
@@ -189,7 +183,7 @@ class Scheduler:
             self.deaths += 1
         node = self.workers[number].node
         task = self._release(number, now, alive=alive)
-        if cause in ("not_here", "transient_error"):
+        if cause in ("not_here", "transient_error", "disk_full"):
             task.not_at.add(node)
         if not self._holders(task):
             self._judge(task, cause, message, now)
@@ -387,6 +381,9 @@ class Scheduler:
         return task
 
     def _judge(self, task: Task, cause: Cause, message: str, now: float) -> None:
+        if cause == "disk_full":
+            self._try_elsewhere(task, message)
+            return
         if cause == "none_read":
             self._condemn(task, "transient_error", message)
             return
@@ -426,6 +423,16 @@ class Scheduler:
             task.lane = "quiet"
             self.quiet.append(task)
 
+    def _try_elsewhere(self, task: Task, message: str) -> None:
+        """A full disk stops the run, unless it may be one node's own."""
+        task.setbacks += 1
+        others = {worker.node for worker in self.workers if worker.state in ("idle", "busy")} - task.not_at
+        if not others or task.setbacks >= MAX_TRANSIENT:
+            raise RunStoppedError(f"{task.name}: {message}")
+        log.warning("%s: %s; tried again elsewhere", task.name, message)
+        task.lane = "fresh"
+        self.again.append(task)
+
     def _is_outage(self, task: Task, now: float) -> bool:
         """Whether a task that would be given up is one of many, and none got through since it fails."""
         if task.failing_since is None:
@@ -443,58 +450,3 @@ class Scheduler:
         if not task.blamed:
             raise RunStoppedError(f"{task.name}: {message}")
         self.feed.condemned(task, Verdict(reason, message, task.attempts))
-
-
-def drive(
-    executor: Executor,
-    scheduler: Scheduler,
-    *,
-    clock: "Clock",
-    on_tick: "Tick",
-    poll_seconds: float = 0.5,
-) -> None:
-    """Runs until the scheduler is finished. `on_tick` is called after every round.
-
-    Raises:
-        RunStoppedError: see Scheduler.
-    """
-    for number in range(len(scheduler.workers)):
-        executor.start(number)
-    next_look = clock() + GROW_SECONDS
-    while not scheduler.finished:
-        if clock() >= next_look:
-            scheduler.grow(executor.num_places())
-            next_look = clock() + GROW_SECONDS
-        actions = scheduler.step(clock())
-        for number in actions.start:
-            executor.start(number)
-        for number in actions.stop:
-            executor.stop(number)
-        for number, task in actions.submit:
-            executor.submit(number, task)
-        if scheduler.finished:
-            break
-        for event in executor.poll(poll_seconds):
-            match event:
-                case Ready(worker, node):
-                    scheduler.ready(worker, clock(), node)
-                case Done(worker, info, payload):
-                    scheduler.done(worker, info, payload, clock())
-                case Failed(worker, cause, message, alive):
-                    scheduler.failed(worker, cause, message, clock(), alive=alive)
-        for number, message in scheduler.overdue(clock()):
-            scheduler.failed(number, "deadline_exceeded", message, clock(), alive=False)
-        on_tick()
-    on_tick()
-
-
-class Clock(Protocol):
-    """Seconds that only grow, e.g. time.monotonic."""
-
-    def __call__(self) -> float: ...
-
-
-class Tick(Protocol):
-    """Called now and then from the loop."""
-
-    def __call__(self) -> None: ...

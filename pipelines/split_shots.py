@@ -20,11 +20,12 @@ from ov2_core.errors import BadItemError
 from ov2_core.make_sample import NotHereError
 from ov2_core.split_row import SplitConfig, SplitOutcome, SplitTask, split_row
 from ov2_core.storage.files import Store
+from pipelines.drive import drive
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor
 from pipelines.progress import Counters
 from pipelines.run_identity import Installation
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from pipelines.tasks import Task, Verdict
 
 log = logging.getLogger(__name__)

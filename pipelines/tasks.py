@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol
 from schemas.shard import QuarantineReason
 
 ChargedCause = Literal["worker_died", "out_of_memory", "deadline_exceeded", "internal_error"]
-Setback = Literal["node_lost", "told_to_stop", "transient_error", "object_lost", "not_here", "none_read"]
-"""not_here: the task's source is not seen from the worker's node. none_read: of its several items, each met a transient error."""
+Setback = Literal["node_lost", "told_to_stop", "transient_error", "object_lost", "not_here", "none_read", "disk_full"]
+"""not_here: the task's source is not seen from the worker's node. none_read: of its several items, each met a transient error.
+disk_full: of the worker's node, or of the storage."""
 Cause = ChargedCause | Setback
 Lane = Literal["fresh", "solo", "quiet"]
 

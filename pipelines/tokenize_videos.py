@@ -33,6 +33,7 @@ from ov2_core.storage.layout import ATTEMPTS_DIR
 from ov2_core.storage.summaries import BLOCK_SHARDS, iter_summaries
 from ov2_core.storage.writer import Member, committed_sample, decode_record, write_tar
 from ov2_core.tokenize_video import require_readers
+from pipelines.drive import drive
 from pipelines.each import each
 from pipelines.observe import observed
 from pipelines.options import RunOptions, open_executor, session
@@ -48,7 +49,7 @@ from pipelines.run_identity import (
     make_run_record,
 )
 from pipelines.runtime import ObjectLostError, fetch, object_store_bytes
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from pipelines.shard_feed import MadeSample, Rows, ShardFeed, ShardWritten, WriteTask
 from schemas.run import RunRecord
 from schemas.shard import PlannedRow

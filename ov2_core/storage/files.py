@@ -12,6 +12,7 @@ Listings are never cached: other processes write to the same folder.
 import contextlib
 import copy
 import errno
+import io
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from ov2_core.storage.failpoint import failpoint
+from ov2_core.storage.local_file import LocalFile, read_failed
 from ov2_core.storage.retry import is_transient, retry_transient, retry_within
 from ov2_core.storage.source import local_path, object_stamp, open_source, source_identity
 
@@ -80,7 +82,8 @@ class Store:
     def read_bytes(self, rel: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
         if self.is_local:
-            with open(self.local(rel), "rb") as file:
+            path = self.local(rel)
+            with _reading(path), open(path, "rb") as file:
                 return file.read()
         data: bytes = self._retry(rel, lambda: self.fs.cat_file(self._remote(rel)))
         return data
@@ -96,7 +99,7 @@ class Store:
     def open_read(self, rel: str) -> BinaryIO:
         """A seekable binary stream; the caller closes it. Raises FileNotFoundError."""
         if self.is_local:
-            return open(self.local(rel), "rb")
+            return io.BufferedReader(LocalFile(self.local(rel)))
         return cast(
             BinaryIO,
             self._retry(rel, lambda: self.fs.open(self._remote(rel), "rb", block_size=8 << 20, cache_type="readahead")),
@@ -109,7 +112,8 @@ class Store:
         if start == end:
             return b""
         if self.is_local:
-            with open(self.local(rel), "rb") as file:
+            path = self.local(rel)
+            with _reading(path), open(path, "rb") as file:
                 there = min(
                     end, os.fstat(file.fileno()).st_size
                 )  # memory for what is there, not for what an index claims
@@ -429,6 +433,15 @@ class Store:
             finally:
                 _unlink(temporary)  # rename(2) leaves it where both names are one file already
         _sync_dir(os.path.dirname(target))
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """A fault of the machine rises as ReadFailedError, which is transient."""
+    try:
+        yield
+    except OSError as error:
+        raise read_failed(path, error) from error
 
 
 def _parts(rel: str) -> Names:

@@ -77,6 +77,13 @@ class LocalFile(io.FileIO):
         except OSError as error:
             raise self._noted(error) from error
 
+    def readall(self) -> bytes:
+        """What is left of the file."""
+        try:
+            return super().readall()
+        except OSError as error:
+            raise self._noted(error) from error
+
     def _noted(self, error: OSError) -> ReadFailedError:
         if self.fault is None:
             self.fault = ReadFailedError(str(read_failed(self._path, error)))

@@ -19,7 +19,7 @@ SCRIPT = textwrap.dedent("""
     from ov2_core.config import recipe, with_overrides
     from ov2_core.make_sample import make_sample
     from ov2_core.storage.files import Store
-    from pipelines import scheduling
+    from pipelines import drive
     from pipelines.options import RunOptions
     from pipelines.tokenize_videos import tokenize_videos
 
@@ -28,7 +28,7 @@ SCRIPT = textwrap.dedent("""
         Path(seen, f"{os.getpid()}").touch()
         return make_sample(planned, config)
 
-    scheduling.GROW_SECONDS = 1.0
+    drive.GROW_SECONDS = 1.0
     store = 100 << 20
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store})
     cluster.add_node(num_cpus=1, object_store_memory=store)

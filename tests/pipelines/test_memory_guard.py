@@ -89,8 +89,9 @@ def test_own_and_sibling_memory_are_read_from_proc() -> None:
 
 @pytest.mark.ray
 def test_a_hog_is_charged_and_a_worker_told_to_stop_charges_nobody(local_ray: None, tmp_path: Path) -> None:
+    from pipelines.drive import drive
     from pipelines.runtime import RayExecutor
-    from pipelines.scheduling import Scheduler, drive
+    from pipelines.scheduling import Scheduler
     from pipelines.tasks import DeadlinePolicy, Task, Verdict
 
     class Rogue:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.drive import drive
 from pipelines.run_identity import Installation
-from pipelines.scheduling import Scheduler, drive
+from pipelines.scheduling import Scheduler
 from pipelines.tasks import DeadlinePolicy, RunStoppedError, Task, Verdict
 
 

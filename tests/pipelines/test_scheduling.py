@@ -9,14 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_workers import FakeExecutor, ListFeed
 
+from pipelines.drive import GROW_SECONDS, drive
 from pipelines.scheduling import (
     DIVIDE_AT_ONCE_SECONDS,
-    GROW_SECONDS,
     MAX_START_FAILURES,
     QUEUE_BEHIND_SECONDS,
     STRAGGLER_SHARE,
     Scheduler,
-    drive,
 )
 from pipelines.tasks import DeadlinePolicy, Event, RunStoppedError, Task, Verdict
 

@@ -1,6 +1,8 @@
 """Sources that are not seen: from one node, which lacks a mount; from none; from none for a while."""
 
+import errno
 import json
+import os
 import pickle
 import re
 import time
@@ -14,13 +16,15 @@ from ov2_core.config import RunConfig, recipe
 from ov2_core.data.manifest import read_rows
 from ov2_core.make_sample import NoneReadError, NotHereError, ProbeTask, TransientItemError, make_probe, make_sample
 from ov2_core.storage.files import Store
+from ov2_core.storage.verify import verify_run
+from pipelines.drive import drive
 from pipelines.each import each
 from pipelines.options import RunOptions
 from pipelines.plan_videos import ProbeJob
 from pipelines.run_identity import Installation, WrongInstallationError
-from pipelines.scheduling import NODES_ASKED, OUTAGE_SECONDS, Scheduler, drive
-from pipelines.tasks import DeadlinePolicy, Event, Task, Verdict
-from pipelines.tokenize_videos import TokenizeJob
+from pipelines.scheduling import NODES_ASKED, OUTAGE_SECONDS, Scheduler
+from pipelines.tasks import DeadlinePolicy, Event, Failed, RunStoppedError, Task, Verdict
+from pipelines.tokenize_videos import TokenizeJob, tokenize_videos
 from schemas.shard import QuarantineRow
 from schemas.video import ManifestRow
 
@@ -154,6 +158,68 @@ def test_a_task_of_several_of_which_none_was_read_is_divided_at_once() -> None:
     scheduler.step(0.0)
     scheduler.failed(0, "none_read", "503", 0.0, alive=True)
     assert feed.verdicts["several"] == Verdict("transient_error", "503", 1)
+
+
+def test_a_full_disk_of_one_node_does_not_stop_the_others() -> None:
+    scheduler = Scheduler(
+        feed := ListFeed([Task("shard", None, 1.0, blamed=False)]), num_workers=3, deadlines=DEADLINES
+    )
+    for number in range(3):
+        scheduler.ready(number, 0.0, f"node-{number}")
+    ((first, _),) = scheduler.step(0.0).submit
+    scheduler.failed(first, "disk_full", "no space left", 0.0, alive=True)
+    ((second, _),) = scheduler.step(0.0).submit
+    scheduler.done(second, "written", None, 1.0)
+    assert (feed.results, scheduler.finished) == ({"shard": "written"}, True)
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 6])
+def test_a_full_storage_stops_the_run(num_nodes: int) -> None:
+    class Full(FakeExecutor):
+        def _end(self, number: int) -> list[Event]:
+            self.workers[number].task = None
+            return [Failed(number, "disk_full", "no space left", True)]
+
+    feed = ListFeed([Task("shard 7", "good", 1.0, blamed=False)])
+    executor = Full(num_nodes=num_nodes)
+    with pytest.raises(RunStoppedError, match="shard 7: no space left"):
+        drive(
+            executor,
+            Scheduler(feed, num_workers=num_nodes, deadlines=DEADLINES),
+            clock=lambda: executor.now,
+            on_tick=lambda: None,
+        )
+    assert not feed.verdicts
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+def test_a_run_whose_disk_is_full_stops_and_goes_on(
+    workers: int, clip_manifest: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A store that holds plan and samples but no shard, until there is room."""
+
+    class Full(Store):
+        """In here, since workers cannot import this module."""
+
+        def __reduce__(self) -> tuple[object, ...]:
+            return Full, (self.root,)
+
+        def put_file(self, local: Any, rel: str, *, move: bool = False) -> None:
+            if rel.startswith("attempts/") and not os.path.exists(self.local("room")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().put_file(local, rel, move=move)
+
+    if workers:
+        request.getfixturevalue("local_ray")
+    store = Full(tmp_path / "run")
+    options = RunOptions(workers=workers, progress="off")
+    room = tmp_path / "run" / "room"
+    with pytest.raises(RunStoppedError, match=r"shard \d+: no space left.*free some and run again"):
+        tokenize_videos(str(clip_manifest), store, recipe("uniform-4"), options)
+    assert not list((tmp_path / "run").glob("commits/*"))
+    room.touch()
+    tokenize_videos(str(clip_manifest), store, recipe("uniform-4"), options)
+    assert verify_run(Store(tmp_path / "run")).committed == 6
 
 
 def test_each_of_several_items() -> None:

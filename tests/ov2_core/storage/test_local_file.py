@@ -17,6 +17,7 @@ from ov2_core.config import RunConfig, recipe
 from ov2_core.errors import BadItemError
 from ov2_core.make_sample import ProbeTask, TransientItemError, make_probe, make_sample
 from ov2_core.media.container import open_video
+from ov2_core.storage.files import Store
 from ov2_core.storage.local_file import LocalFile, ReadFailedError, read_failed
 from ov2_core.storage.retry import is_transient, retry_transient
 from ov2_core.storage.source import source_identity
@@ -185,3 +186,29 @@ def test_an_empty_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadItemError, match="0 bytes") as caught, open_video(tmp_path / "a.mp4", stage="probe"):
         pass
     assert caught.value.reason == "source_empty"
+
+
+def test_a_store_that_cannot_be_read_is_a_transient_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.write_bytes("a", bytes(100_000))
+    file = store.open_read("a")
+    assert file.read(3) == bytes(3)
+    write_only = os.open(tmp_path / "b", os.O_WRONLY | os.O_CREAT)
+    os.dup2(write_only, file.fileno())
+    with pytest.raises(ReadFailedError, match=r"a: this machine cannot read it \(EBADF"):
+        file.read()
+    os.close(write_only)
+    file.close()
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    for read in (lambda: store.read_bytes("a"), lambda: store.read_range("a", 0, 5)):
+        with pytest.raises(ReadFailedError, match="EIO"):
+            read()
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        store.read_bytes("none")
+    with pytest.raises(FileNotFoundError):
+        store.open_read("none")
