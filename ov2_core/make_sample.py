@@ -30,6 +30,7 @@ from ov2_core.redact import redacted
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import is_transient, open_source, retry_transient, source_identity
 from ov2_core.storage.retry import has_no_credentials
+from ov2_core.storage.source import local_path, opened_identity
 from ov2_core.storage.writer import Member, encode_sample
 from ov2_core.tokenize_video import tokenize_frames, tokenize_image, tokenize_video
 from ov2_core.tokenized import TokenizedVideo
@@ -277,23 +278,20 @@ def _tokenize(planned: PlannedRow, config: RunConfig) -> tuple[TokenizedVideo, l
     row, tokenizer = planned.row, config.tokenizer
     messages = to_messages(row, config.text)
     folder = None if row.frames_fps is None else list_frames(planned.uri, row.frames_fps)
-    identity = source_identity(planned.uri) if folder is None else folder.identity
-    if identity != planned.identity:
-        raise BadItemError(
-            "source_changed",
-            f"{planned.uri}: {_describe(identity)} now, but {_describe(planned.identity)} when it was planned; "
-            "plan again into a new RUN",
-        )
+    _require_planned(source_identity(planned.uri) if folder is None else folder.identity, planned)
     if folder is not None:
         tokenized = tokenize_frames(folder, tokenizer, start_seconds=row.start, end_seconds=row.end, as_jpeg=True)
     else:
         with opened(planned.uri) as source:
+            _require_planned(opened_identity(source) or planned.identity, planned)
             if row.image is not None:
                 tokenized = tokenize_image(source, tokenizer)
             else:
                 tokenized = tokenize_video(
                     source, tokenizer, start_seconds=row.start, end_seconds=row.end, as_jpeg=True
                 )
+        if local_path(planned.uri) is not None:  # an object that is overwritten cannot be read any further
+            _require_planned(source_identity(planned.uri), planned)
     provenance = Provenance(
         id=planned.id,
         uri=planned.uri,
@@ -345,6 +343,16 @@ def blame(error: Exception, stage: Stage) -> tuple[QuarantineReason, str, Stage]
         return "source_missing", f"gone while it was read: {error}", stage
     tail = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
     return "internal_error", f"{type(error).__name__}: {error}\n{tail}", stage
+
+
+def _require_planned(identity: SourceIdentity, planned: PlannedRow) -> None:
+    """Raises BadItemError (source_changed)."""
+    if identity != planned.identity:
+        raise BadItemError(
+            "source_changed",
+            f"{planned.uri}: {_describe(identity)} now, but {_describe(planned.identity)} when it was planned; "
+            "plan again into a new RUN",
+        )
 
 
 def _describe(identity: SourceIdentity) -> str:

@@ -85,6 +85,14 @@ def source_identity(uri: str, *, storage_options: dict[str, Any] | None = None) 
     return SourceIdentity(size_bytes=size, stamp=stamp)
 
 
+def opened_identity(source: str | BinaryIO) -> SourceIdentity | None:
+    """Of the version that an object store's stream reads; None where that tells nothing."""
+    details = getattr(source, "details", None)
+    if not isinstance(details, dict) or not details.get("size") or not (details.get("ETag") or details.get("etag")):
+        return None
+    return SourceIdentity(size_bytes=int(details["size"]), stamp=object_stamp(details))
+
+
 def list_folder(uri: str, *, storage_options: dict[str, Any] | None = None) -> list[tuple[str, SourceIdentity]]:
     """(URI, identity) of the files directly in a folder, in no order, by one listing.
 

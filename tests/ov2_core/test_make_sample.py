@@ -1,4 +1,6 @@
 import errno
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from ov2_core.config import RunConfig, recipe
 from ov2_core.make_sample import ProbeTask, TransientItemError, make_probe, make_sample
 from ov2_core.storage.writer import decode_sample
 from schemas.shard import PlannedRow
-from schemas.video import ManifestRow
+from schemas.video import ManifestRow, SourceIdentity
 
 CONFIG = recipe("uniform-4")
 
@@ -82,6 +84,44 @@ def test_source_that_broke_since_the_plan_is_quarantined(
     assert str(clip) in outcome.quarantined.message
     assert outcome.quarantined.row is not None
     assert outcome.quarantined.row.id == "x"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: path.write_bytes(path.read_bytes() + b"x"), lambda path: os.utime(path, ns=(1, 1))],
+    ids=["grown", "written anew"],
+)
+def test_source_that_changes_while_it_is_read_is_quarantined(
+    clip: Path, change: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(clip)
+    tokenize = module.tokenize_video
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        change(clip)
+        return tokenize(*given, **named)
+
+    monkeypatch.setattr(module, "tokenize_video", slowly)
+    outcome = make_sample(planned, CONFIG)
+    assert outcome.quarantined is not None
+    assert outcome.quarantined.reason == "source_changed"
+
+
+def test_object_that_changes_before_it_is_opened_is_quarantined(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its identity and the opening of its newest version."""
+    planned = plan(clip)
+    planned = planned.model_copy(update={"identity": SourceIdentity(size_bytes=7, stamp="old")})
+    monkeypatch.setattr(module, "source_identity", lambda uri: planned.identity)
+
+    class Stream(io.BytesIO):
+        details: dict[str, Any]
+
+    for details, reason in (({"size": 7, "ETag": '"new"'}, "source_changed"), ({"size": 7, "ETag": '"old"'}, None)):
+        stream = Stream(clip.read_bytes())
+        stream.details = details
+        monkeypatch.setattr(module, "open_source", lambda uri, stream=stream: stream)
+        quarantined = make_sample(planned, CONFIG).quarantined
+        assert (quarantined.reason if quarantined else None) == reason
 
 
 def test_bug_becomes_internal_error_with_its_traceback(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ov2_core.errors import BadItemError
 from ov2_core.storage.files import Store
-from ov2_core.storage.source import open_source, source_identity
+from ov2_core.storage.source import open_source, opened_identity, source_identity
 
 
 def test_local_source_is_its_path_and_its_identity_follows_the_bytes(tmp_path: Path) -> None:
@@ -44,6 +44,7 @@ def test_s3_identity_is_the_etag(s3_store: Store) -> None:
     assert first.stamp != second.stamp
     stream = open_source(uri, storage_options=options)
     assert not isinstance(stream, str)
+    assert opened_identity(stream) == second
     assert stream.read() == b"two"
     with pytest.raises(BadItemError, match=r"missing\.mp4") as caught:
         source_identity(s3_store.url("missing.mp4"), storage_options=options)
