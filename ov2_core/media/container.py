@@ -6,6 +6,7 @@ from ours (local_file.py says why).
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -88,7 +89,7 @@ def _container(file: Any, stage: Stage, decoder: Decoder) -> Iterator[Any]:
     file.seek(0)
     try:
         container = av.open(
-            file,
+            _Input(file),
             mode="r",
             options={"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "none"},
             metadata_errors="replace",
@@ -102,6 +103,28 @@ def _container(file: Any, stage: Stage, decoder: Decoder) -> Iterator[Any]:
         ) from None
     with container:
         yield container
+
+
+class _Input:
+    """What FFmpeg reads from. A header may send it before the file's begin: that is an answer to it and no exception of ours."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.name = str(getattr(file, "name", None) or getattr(file, "path", ""))
+        """FFmpeg takes a suffix for a hint. fsspec's files have a path."""
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """The new position; below 0: FFmpeg's error code."""
+        try:
+            position: int = self._file.seek(offset, whence)
+        except ValueError:  # fsspec
+            return -errno.EINVAL
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return -errno.EINVAL
+        return position
 
 
 def choose_stream(container: Any, *, stage: Stage) -> Any:
