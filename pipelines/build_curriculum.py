@@ -226,7 +226,8 @@ def _measure(
     rounds: Sequence[tuple[SourceState, int, Iterator[Chunk]]],
 ) -> None:
     counters = Counters("curriculum", num_items=sum(num for _, num, _ in rounds))
-    job = MeasureJob(store=store, config=config, options=options, specs=[state.spec for state, _, _ in rounds])
+    specs = [state.spec for state, _, _ in rounds]
+    job = MeasureJob(store=store, config=config, options=options, specs=specs, ask_elsewhere=run_options.on_cluster)
     feed = ChunkFeed(store, rounds, counters)
     runs = [store, *(Store(shards) for state, _, _ in rounds for shards in state.spec.shards)]
     installation = Installation.here(CURRICULUM_ROOTS, libraries=LIBRARIES, runs=runs)
@@ -247,9 +248,16 @@ class MeasureJob:
     """Measures and commits chunks in workers; see runtime.Job."""
 
     def __init__(
-        self, *, store: Store, config: StageConfig, options: CurriculumOptions, specs: Sequence[SourceSpec]
+        self,
+        *,
+        store: Store,
+        config: StageConfig,
+        options: CurriculumOptions,
+        specs: Sequence[SourceSpec],
+        ask_elsewhere: bool = False,
     ) -> None:
-        self.store, self.config, self.options = store, config, options
+        """ask_elsewhere: what one node says of a missing still is not enough."""
+        self.store, self.config, self.options, self.ask_elsewhere = store, config, options, ask_elsewhere
         self.specs = {spec.name: spec for spec in specs}
         self._counter: Any = None
         self._measurers: dict[str, Any] = {}
@@ -267,7 +275,8 @@ class MeasureJob:
     def run(self, payload: Chunk) -> tuple[ChunkDone, None]:
         """One chunk."""
         try:
-            return measure_chunk(self.store, payload, self._measurer(payload.source)), None
+            measurer = self._measurer(payload.source)
+            return measure_chunk(self.store, payload, measurer, ask_elsewhere=self.ask_elsewhere), None
         except Exception as error:
             if is_transient(error):
                 raise TransientItemError(f"{payload.rel}: {error}") from error

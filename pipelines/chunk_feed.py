@@ -6,7 +6,7 @@ Enters: what the draw takes next of each source (data/source_state.py). Leaves: 
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ov2_core.data.chunks import Chunk, ChunkDone, committed_chunks, condemn_chunk, load_chunk
@@ -23,7 +23,8 @@ SECONDS_PER_RECORD = 0.05
 class ChunkFeed:
     """Chunks to tasks, those that are committed already left out. See tasks.Feed.
 
-    A chunk that kills its workers is halved until a single record is to blame, which is then left out.
+    A chunk that kills its workers is halved until a single record is to blame, which is then left out. Of one whose node did not
+    see all stills the rest is a chunk of its own; if no node asked sees any of that, it is measured once more, and left out.
     """
 
     store: Store
@@ -63,14 +64,20 @@ class ChunkFeed:
         return None
 
     def done(self, task: Task, info: ChunkDone, payload: Any) -> None:
-        """A chunk is committed."""
+        """A chunk is committed, or what its node saw of it."""
         self._num_open -= 1
         self._take(task.payload.source, info)
+        rest = task.payload.unseen(info)
+        if rest is not None:
+            self._again.append(rest)
 
     def condemned(self, task: Task, verdict: Verdict) -> None:
-        """A chunk has killed its workers."""
+        """A chunk has killed its workers, or no node sees its stills."""
         self._num_open -= 1
         chunk: Chunk = task.payload
+        if verdict.reason == "source_missing":
+            self._again.append(replace(chunk, asked=True))
+            return
         if len(chunk.candidates) > 1:
             log.warning("%s: %s: %s; it is halved", task.name, verdict.reason, verdict.message)
             self._again.extend(chunk.halves())
@@ -91,19 +98,22 @@ class ChunkFeed:
         self.counters.quarantined.update(done.dropped)
 
     def _committed_parts(self, chunk: Chunk) -> list[ChunkDone] | None:
-        """The chunk as it was committed by an earlier call, whole or in halves; None where something of it is missing."""
+        """The chunk as it was committed by an earlier call, whole or in parts; None where nothing of it is."""
         committed = self._committed[chunk.source]
         if chunk.rel in committed:
             return [load_chunk(self.store, chunk.rel)]
+        if chunk.seen_rel in committed:
+            seen = load_chunk(self.store, chunk.seen_rel)
+            rest = chunk.unseen(seen)
+            return [seen, *(self._parts_or_again(rest) if rest is not None else [])]
         if len(chunk.candidates) < 2 or not any(
             rel.startswith(chunk.rel.removesuffix(".jsonl.gz") + "-") for rel in committed
         ):
             return None
-        parts: list[ChunkDone] = []
-        for half in chunk.halves():
-            there = self._committed_parts(half)
-            if there is None:
-                self._again.append(half)
-            else:
-                parts += there
-        return parts
+        return [done for half in chunk.halves() for done in self._parts_or_again(half)]
+
+    def _parts_or_again(self, part: Chunk) -> list[ChunkDone]:
+        there = self._committed_parts(part)
+        if there is None:
+            self._again.append(part)
+        return there or []

@@ -132,7 +132,10 @@ def generate_spatial_qa(
     if missing:
         job = SpatialJob(source=source, store=store, recipe=recipe, config_digest=digest, export_folder=export_folder)
         feed = SceneFeed(source, recipe, missing, counters, totals)
-        installation = Installation.here(SPATIAL_ROOTS, libraries=LIBRARIES, runs=[store])
+        if export_folder is not None:
+            os.makedirs(export_folder, exist_ok=True)
+        places = [place for place in (source.witness, export_folder) if place is not None]
+        installation = Installation.here(SPATIAL_ROOTS, libraries=LIBRARIES, runs=[store], places=places)
         with (
             session(options),
             open_executor(job, options, installation) as (executor, num_workers),

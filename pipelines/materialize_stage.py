@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ov2_core.data.stage import PackIndex
+from ov2_core.data.chunks import OWN_RUN
+from ov2_core.data.stage import PackIndex, TarTable
 from ov2_core.data.stage_shards import PackedPack, committed_pack, shard_spans
 from ov2_core.make_sample import TransientItemError, peak_rss_bytes
 from ov2_core.storage.commit import collect_orphans, commit_shard, committed_shards, finish_commits, unless_committed
@@ -61,7 +62,8 @@ def materialize(store: Store, record: StageRecord, *, shard_bytes: int, run_opti
     if missing:
         job = MaterializeJob(store, record)
         feed = SpanFeed(missing, counters)
-        installation = Installation.here(SHARD_ROOTS, runs=[store])
+        runs = [store, *(Store(run) for run in TarTable(store).runs() if run != OWN_RUN)]
+        installation = Installation.here(SHARD_ROOTS, runs=runs)
         with (
             open_executor(job, run_options, installation) as (executor, num_workers),
             show(counters, run_options.progress) as redraw,

@@ -7,6 +7,7 @@ worker: an Installation, which a process on another node holds against its own.
 import ast
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ _PACKAGES = {"schemas": schemas, "ov2_core": ov2_core}
 
 
 class WrongInstallationError(RuntimeError):
-    """A worker has other code or libraries than the driver, or does not see the run."""
+    """A worker has other code or libraries than the driver, or does not see the run or its sources."""
 
 
 @functools.cache
@@ -58,13 +59,15 @@ def _version_of(modules: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Code and libraries that decide what a run writes, as its driver has them, and the runs that it reads and writes."""
+    """Code and libraries that decide what a run writes, as its driver has them, and the places that it reads and writes."""
 
     modules: tuple[str, ...]
     code_version: str
     library_versions: dict[str, str]
     runs: tuple[tuple[Store, str], ...] = ()
     """(run, digest of its record)."""
+    places: tuple[str, ...] = ()
+    """Other files and folders; those that the driver does not see either are not looked for."""
 
     @classmethod
     def here(
@@ -74,6 +77,7 @@ class Installation:
         *,
         libraries: tuple[str, ...] = LIBRARIES,
         runs: Sequence[Store] = (),
+        places: Sequence[str] = (),
     ) -> "Installation":
         """Of this process; see code_version."""
         return cls(
@@ -81,6 +85,7 @@ class Installation:
             code_version(roots, leaves),
             library_versions(libraries),
             tuple((run, _record_digest(run)) for run in runs),
+            tuple(place for place in places if os.path.exists(place)),
         )
 
     def check(self) -> None:
@@ -93,6 +98,11 @@ class Installation:
                 raise WrongInstallationError(
                     f"no sight of the run: {run.url(RUN_JSON)} is not there, or not the driver's; put the run where all nodes "
                     "see it: an object store, or a folder that is mounted on each"
+                )
+        for place in self.places:
+            if not os.path.exists(place):
+                raise WrongInstallationError(
+                    f"no sight of {place}, which the driver sees; put it where all nodes see it: a folder that is mounted on each"
                 )
         differences = [
             *_differences("code_version", _version_of(self.modules), self.code_version),

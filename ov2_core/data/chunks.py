@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ov2_core.data.importers import ImportedItem
 from ov2_core.data.measure import FoundMedium, LeftOut, MeasuredSample, SampleMeasurer, Stills
+from ov2_core.make_sample import NotHereError
 from ov2_core.storage.failpoint import failpoint
 from ov2_core.storage.files import Store
 from ov2_core.storage.writer import TarWritten, write_tar
@@ -51,10 +52,23 @@ class Chunk:
     source: str
     name: str
     candidates: list[Candidate] = field(repr=False)
+    asked: bool = False
+    """Other nodes do not see its stills either: what is missing now is left out."""
 
     @property
     def rel(self) -> str:
         return f"{WORK_DIR}/{self.source}/{self.name}.jsonl.gz"
+
+    @property
+    def seen_rel(self) -> str:
+        """Of the part that was committed first, where a node could not measure all of it."""
+        return f"{WORK_DIR}/{self.source}/{self.name}-seen.jsonl.gz"
+
+    def unseen(self, done: "ChunkDone") -> "Chunk | None":
+        """What `done`, which is of this chunk, leaves to be measured; None: nothing."""
+        hashes = set(done.hashes.tolist())
+        rest = [candidate for candidate in self.candidates if candidate.hash not in hashes]
+        return Chunk(source=self.source, name=f"{self.name}-unseen", candidates=rest) if rest else None
 
     def halves(self) -> "list[Chunk]":
         """Two chunks of half the records; for one that kills its workers."""
@@ -95,10 +109,23 @@ def make_chunks(items: Iterable[ImportedItem], wanted: "dict[str, int]", *, sour
         yield Chunk(source=source, name=f"{first:06d}", candidates=held)
 
 
-def measure_chunk(store: Store, chunk: Chunk, measurer: SampleMeasurer) -> ChunkDone:
-    """Measures and commits a chunk; another attempt may have been first, whose file then stands."""
+def measure_chunk(store: Store, chunk: Chunk, measurer: SampleMeasurer, *, ask_elsewhere: bool = False) -> ChunkDone:
+    """Measures and commits a chunk; another attempt may have been first, whose file then stands.
+
+    ask_elsewhere: what this machine says of missing stills is not enough; records that need such are not among what is committed.
+
+    Raises:
+        NotHereError: that holds of all of them.
+    """
     stills = Stills()
     results = [(c.hash, measurer.measure(c.record, c.payloads, stills)) for c in chunk.candidates]
+    rel = chunk.rel
+    if ask_elsewhere and not chunk.asked:
+        seen = [pair for pair in results if not _is_missing(pair[1])]
+        if results and not seen:
+            raise NotHereError(next(result.message for _, result in results if isinstance(result, LeftOut)))
+        if len(seen) < len(results):
+            results, rel = seen, chunk.seen_rel
     tar_name, tar = "", None
     with tempfile.TemporaryDirectory(prefix="ov2-stills-") as folder:
         if stills.samples:
@@ -110,7 +137,11 @@ def measure_chunk(store: Store, chunk: Chunk, measurer: SampleMeasurer) -> Chunk
     failpoint("mid_chunk")
     lines = [_line(hash_, result, tar_name, tar) for hash_, result in results]
     lines.sort(key=_place)
-    return commit_lines(store, chunk.rel, lines)
+    return commit_lines(store, rel, lines)
+
+
+def _is_missing(result: MeasuredSample | LeftOut) -> bool:
+    return isinstance(result, LeftOut) and result.reason == "source_missing"
 
 
 def condemn_chunk(store: Store, chunk: Chunk, *, reason: str, message: str) -> ChunkDone:

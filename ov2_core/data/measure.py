@@ -23,6 +23,7 @@ from ov2_core.model.chatml import VisionRuns
 from ov2_core.model.visual import show_sample
 from ov2_core.storage.fetch import FetchLimits, fetch
 from ov2_core.storage.files import Store
+from ov2_core.storage.local_file import LocalFile, ReadFailedError
 from ov2_core.storage.reader import StoredSample
 from ov2_core.storage.source import local_path, open_source
 from ov2_core.storage.writer import EncodedSample, encode_sample
@@ -244,7 +245,14 @@ def read_media(uri: str, fetching: Fetching) -> bytes:
         return fetch(uri, fetching.limits)
     source = open_source(uri)
     max_bytes = fetching.limits.max_bytes
-    with open(source, "rb") if isinstance(source, str) else source as file:
+    if isinstance(source, str):
+        try:
+            source = LocalFile(source)
+        except ReadFailedError:
+            raise
+        except OSError as error:
+            raise BadItemError("source_missing", f"{uri}: not readable: {error}", stage="import") from error
+    with source as file:
         data = _read_parts(file, uri, fetching.limits)
     if len(data) > max_bytes:
         raise BadItemError("too_large", f"{uri} has more than {max_bytes} bytes", stage="import")

@@ -17,6 +17,7 @@ from ov2_core.spatial.remote import find_remote_scenes, is_remote, load_remote_s
 from ov2_core.spatial.scene import Scene, checked_scene
 from ov2_core.spatial.scene_files import SCENE_JSON
 from ov2_core.storage.files import Store, is_transient
+from ov2_core.storage.local_file import ReadFailedError, fault_behind
 
 WHOLE_BYTES = 64 << 20
 _PROCEDURAL = re.compile(r"procedural:(\d+)(?:\?seed=(\d+))?")
@@ -44,12 +45,22 @@ class SceneSource:
         """Whether pictures of some scene are no files yet, so that a run must write them."""
         return self.reader is None or any(self.reader.is_packed(os.path.join(self.text, name)) for name in self.names)
 
+    @property
+    def witness(self) -> str | None:
+        """A path that every machine sees which sees the scenes; None: they are made, or lie at a URL."""
+        return None if self.reader is None or is_remote(self.text) else os.path.join(self.text, self.names[0])
+
     def name(self, number: int) -> str:
         """Of scene `number`, from 0."""
         return f"proc-{self.seed}-{number:06d}" if self.reader is None else self.names[number]
 
     def load(self, number: int) -> Scene:
-        """Scene `number`. Raises BadItemError where it cannot be trusted."""
+        """Scene `number`.
+
+        Raises:
+            BadItemError: it cannot be trusted.
+            ReadFailedError: this machine cannot read it now.
+        """
         if self.reader is None:
             return make_scene(self.seed, number)
         if is_remote(self.text):
@@ -58,6 +69,9 @@ class SceneSource:
         try:
             return checked_scene(self.reader.read(path))
         except (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError, SyntaxError) as error:
+            fault = fault_behind(error)
+            if fault is not None:
+                raise ReadFailedError(f"{path}: {fault}") from error
             if isinstance(error, BadItemError) or is_transient(error):
                 raise
             message = (

@@ -41,6 +41,25 @@ def read_failed(path: str, error: OSError) -> OSError:
     )
 
 
+def fault_behind(error: BaseException) -> ReadFailedError | None:
+    """The fault of the machine for which a reader raised what it raised; None: the file is to blame, or the reader.
+
+    Errors of libraries with error numbers of their own (FFmpeg's) tell nothing of the machine.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in errno.errorcode and not _of_ffmpeg(behind):
+            found = read_failed(str(behind.filename or "a file"), behind)
+            if isinstance(found, ReadFailedError):
+                return found
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+def _of_ffmpeg(error: OSError) -> bool:
+    return type(error).__module__.startswith("av.")
+
+
 class LocalFile(io.FileIO):
     """A regular file, for reading.
 
